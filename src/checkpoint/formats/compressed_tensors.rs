@@ -1,0 +1,303 @@
+//! `quantization_config` of `config.json`, as the `compressed-tensors` package, vLLM and transformers read it.
+//!
+//! Source: `quant_config.py`, `quant_scheme.py` and `quant_args.py` of `compressed-tensors` 0.20.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::super::{Checkpoint, CheckpointError};
+use super::{Found, stored_shape};
+use crate::dtype::{DType, FloatType, Precision};
+use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind};
+
+/// The version of the package whose layout is written.
+const VERSION: &str = "0.20.0";
+
+/// Why the format has no name for a form; `None` if it has one.
+pub(crate) fn why_not(form: &Form) -> Option<String> {
+    if form.layout() != LayoutKind::Dense {
+        return Some(format!("it has no {} layout", form.layout()));
+    }
+    if matches!(form.coding(), Coding::Float(_)) {
+        return None;
+    }
+    if form.shape().len() != 2 {
+        return Some(format!("it quantizes matrices only, not shape {:?}", form.shape()));
+    }
+    if form.is_ragged()
+        && let Some(Granularity::Group(size)) = form.coding().granularity()
+    {
+        let (groups, rest) = (form.cols() / size.get(), form.cols() % size.get());
+        return Some(format!("{} columns are {groups} groups of {size} and {rest} left over", form.cols()));
+    }
+    None
+}
+
+/// The `quantization_config` for some weights (module name and form), given the linear modules that stay as they are;
+/// `None` when no weight has a form that the format knows.
+pub(crate) fn write_config<'a>(
+    weights: impl Iterator<Item = (&'a str, &'a Form)>,
+    untouched_linear: &[&str],
+) -> Option<Value> {
+    let mut groups: Vec<(Value, &'static str, Vec<&str>)> = Vec::new();
+    let mut ignore: Vec<&str> = untouched_linear.to_vec();
+    for (module, form) in weights {
+        let (Some(args), None) = (arguments(form.coding()), why_not(form)) else {
+            ignore.push(module);
+            continue;
+        };
+        let format = if matches!(form.coding(), Coding::F8E4M3 { .. }) { "float-quantized" } else { "pack-quantized" };
+        match groups.iter_mut().find(|(a, f, _)| *a == args && *f == format) {
+            Some((_, _, modules)) => modules.push(module),
+            None => groups.push((args, format, vec![module])),
+        }
+    }
+    let format = match groups.as_slice() {
+        [] => return None,
+        [(_, first, _), rest @ ..] if rest.iter().all(|(_, f, _)| f == first) => *first,
+        _ => "mixed-precision",
+    };
+    let single = groups.len() == 1;
+    let config_groups: Map<String, Value> = groups
+        .into_iter()
+        .enumerate()
+        .map(|(i, (weights, format, modules))| {
+            // one scheme for all is what every loader knows best: by class, with exceptions
+            let targets = if single { json!(["Linear"]) } else { json!(modules) };
+            let group = json!({
+                "targets": targets,
+                "weights": weights,
+                "input_activations": null,
+                "output_activations": null,
+                "format": format,
+            });
+            (format!("group_{i}"), group)
+        })
+        .collect();
+    Some(json!({
+        "version": VERSION,
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "config_groups": config_groups,
+        "ignore": ignore,
+        "kv_cache_scheme": null,
+        "global_compression_ratio": null,
+        "sparsity_config": {},
+        "transform_config": {},
+    }))
+}
+
+/// Quantization arguments of a coding; `None` for plain floats.
+fn arguments(coding: Coding) -> Option<Value> {
+    let (bits, kind, symmetric, granularity) = match coding {
+        Coding::Float(_) => return None,
+        Coding::F8E4M3 { granularity, .. } => (8, "float", true, granularity),
+        Coding::Int { bits, symmetric, granularity, .. } => (bits.get(), "int", symmetric, granularity),
+    };
+    let mut args = json!({
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": symmetric,
+        "strategy": "",
+        "group_size": null,
+        "dynamic": false,
+    });
+    args["strategy"] = match granularity {
+        Granularity::Tensor => "tensor",
+        Granularity::Channel => "channel",
+        Granularity::Group(_) => "group",
+        Granularity::Block(..) => "block",
+    }
+    .into();
+    match granularity {
+        Granularity::Group(size) => args["group_size"] = size.get().into(),
+        Granularity::Block(rows, cols) => args["block_structure"] = json!([rows, cols]),
+        _ => {}
+    }
+    Some(args)
+}
+
+/// The parts of a `quantization_config` that say how weights are stored.
+pub(crate) struct QuantizationConfig {
+    groups: Vec<Group>,
+}
+
+struct Group {
+    targets: Vec<Target>,
+    args: Arguments,
+}
+
+enum Target {
+    Module(String),
+    Pattern(Regex),
+    /// A class of modules, such as `Linear`: which modules belong to it shows in the tensors that are there.
+    Class,
+}
+
+#[derive(Clone, Copy)]
+struct Arguments {
+    int: bool,
+    bits: Bits,
+    symmetric: bool,
+    granularity: Granularity,
+}
+
+impl QuantizationConfig {
+    /// Reads `quantization_config`; `None` when there is none or it belongs to another method.
+    pub(crate) fn from_config(path: &Path, config: &Value) -> Result<Option<Self>, CheckpointError> {
+        let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
+            return Ok(None);
+        };
+        if quantization.get("quant_method").and_then(Value::as_str) != Some("compressed-tensors") {
+            return Ok(None);
+        }
+        let bad = |reason: String| CheckpointError::config(path, format!("quantization_config: {reason}"));
+        let groups = quantization.get("config_groups").and_then(Value::as_object);
+        let groups = groups.ok_or_else(|| bad("has no `config_groups`".into()))?;
+        let groups = groups
+            .iter()
+            .filter_map(|(name, group)| {
+                let weights = group.get("weights").filter(|w| !w.is_null())?;
+                let read = || -> Result<Group, String> {
+                    Ok(Group { targets: read_targets(group)?, args: read_arguments(weights)? })
+                };
+                Some(read().map_err(|reason| bad(format!("{name}: {reason}"))))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Self { groups }))
+    }
+
+    /// The arguments for a module: those of the group that names it, else of one whose pattern fits, else of one
+    /// that names a class.
+    fn arguments_of(&self, module: &str) -> Option<Arguments> {
+        let rank = |target: &Target| match target {
+            Target::Module(name) => (name == module).then_some(0),
+            Target::Pattern(pattern) => pattern.is_match(module).then_some(1),
+            Target::Class => Some(2),
+        };
+        self.groups
+            .iter()
+            .filter_map(|g| Some((g.targets.iter().filter_map(rank).min()?, g.args)))
+            .min_by_key(|(rank, _)| *rank)
+            .map(|(_, args)| args)
+    }
+}
+
+fn read_targets(group: &Value) -> Result<Vec<Target>, String> {
+    let targets = group.get("targets").and_then(Value::as_array).ok_or("has no list of `targets`")?;
+    targets
+        .iter()
+        .map(|target| {
+            let target = target.as_str().ok_or_else(|| format!("target {target} is no string"))?;
+            Ok(match target.strip_prefix("re:") {
+                // the package matches from the start of the name
+                Some(pattern) => Target::Pattern(
+                    Regex::new(&format!("^(?:{pattern})")).map_err(|e| format!("target `{target}`: {e}"))?,
+                ),
+                None if target.contains('.') => Target::Module(target.to_owned()),
+                None if target.starts_with(char::is_uppercase) => Target::Class,
+                None => Target::Module(target.to_owned()),
+            })
+        })
+        .collect()
+}
+
+fn read_arguments(weights: &Value) -> Result<Arguments, String> {
+    let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(8);
+    let kind = weights.get("type").and_then(Value::as_str).unwrap_or("int");
+    let size = |v: &Value| {
+        v.as_u64().and_then(|n| NonZeroUsize::new(n as usize)).ok_or_else(|| format!("{v} is no group or block size"))
+    };
+    let group_size = weights.get("group_size").filter(|g| !g.is_null());
+    let strategy = weights.get("strategy").and_then(Value::as_str);
+    let granularity = match (strategy, group_size) {
+        (Some("tensor"), _) | (None, None) => Granularity::Tensor,
+        (Some("channel"), _) => Granularity::Channel,
+        (None, Some(group_size)) if group_size.as_i64() == Some(-1) => Granularity::Channel,
+        (Some("group") | None, Some(group_size)) => Granularity::Group(size(group_size)?),
+        (Some("block"), _) => match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
+            Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
+            _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
+        },
+        (Some(other), _) => return Err(format!("strategy `{other}` is not supported")),
+    };
+    let unsupported = || format!("{kind} weights of {bits} bits are not supported");
+    let bits = u8::try_from(bits).ok().and_then(Bits::new).ok_or_else(unsupported)?;
+    let int = match kind {
+        "int" => true,
+        "float" if bits.get() == 8 => false,
+        _ => return Err(unsupported()),
+    };
+    let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    Ok(Arguments { int, bits, symmetric, granularity })
+}
+
+/// The form of the weight `name`, which has a `name_scale`; `None` when that is something else.
+pub(super) fn find_form(
+    checkpoint: &Checkpoint,
+    name: &str,
+    config: Option<&QuantizationConfig>,
+) -> Result<Option<Found>, CheckpointError> {
+    let scale_name = format!("{name}_scale");
+    let scale = checkpoint.tensor(&scale_name)?;
+    let Some(precision) = FloatType::of(scale.dtype).map(Precision::of) else { return Ok(None) };
+    let packed = format!("{name}_packed");
+    let shape_name = format!("{name}_shape");
+    let mut tensors = vec![];
+    let (shape, dtype) = if checkpoint.has_tensor(&packed) {
+        let shape = checkpoint.tensor(&shape_name)?;
+        tensors.extend([packed, shape_name.clone()]);
+        (stored_shape(&shape, &shape_name)?, DType::I32)
+    } else if checkpoint.has_tensor(name) {
+        let weight = checkpoint.tensor(name)?;
+        tensors.push(name.to_owned());
+        (weight.shape.to_vec(), weight.dtype)
+    } else {
+        return Ok(None);
+    };
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let args = config.and_then(|c| c.arguments_of(module));
+    let bad = |reason: String| CheckpointError::tensor(scale.path, name, reason);
+    let coding = match (dtype, args) {
+        (DType::F8_E4M3, Some(args)) if !args.int => {
+            Coding::F8E4M3 { granularity: args.granularity, scales: precision }
+        }
+        (DType::F8_E4M3, None) => {
+            // no configuration: one scale, or one per row, cannot be mistaken
+            let rows = shape.first().copied().unwrap_or(1);
+            let granularity = match scale.shape {
+                [] | [1] => Granularity::Tensor,
+                [n, 1] if *n == rows => Granularity::Channel,
+                other => {
+                    return Err(bad(format!("its scale has shape {other:?}, which needs a quantization_config in config.json to be understood")));
+                }
+            };
+            Coding::F8E4M3 { granularity, scales: precision }
+        }
+        (DType::I8 | DType::I32, Some(Arguments { int: true, bits, symmetric, granularity })) => {
+            Coding::Int { bits, symmetric, granularity, scales: precision }
+        }
+        (DType::I8 | DType::I32, None) => {
+            return Err(bad("is quantized, but config.json has no quantization_config that says how".into()));
+        }
+        // a float beside something that merely is called a scale
+        (dtype, None) if FloatType::of(dtype).is_some() => return Ok(None),
+        (dtype, _) => {
+            return Err(bad(format!("holds {dtype:?}, which its group in quantization_config does not describe")));
+        }
+    };
+    tensors.push(scale_name);
+    if let Coding::Int { symmetric: false, .. } = coding {
+        let zero_point = format!("{name}_zero_point");
+        checkpoint.tensor(&zero_point)?;
+        tensors.push(zero_point);
+    }
+    let kept = shape.iter().product();
+    let form = Form::new(&shape, LayoutKind::Dense, coding, kept)
+        .map_err(CheckpointError::weight(scale.path, name))?;
+    Ok(Some(Found { form, tensors }))
+}

@@ -1,0 +1,382 @@
+//! How compressed weights are stored: forms ↔ tensors of a file.
+//!
+//! A weight named `N` (usually `….weight`) is stored as
+//!
+//! | layout | coding | tensors |
+//! |---|---|---|
+//! | dense | float | `N` |
+//! | dense | e4m3 | `N` F8_E4M3, `N_scale` |
+//! | dense | integers | `N_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `N_scale`, `N_zero_point` if asymmetric, `N_shape` I64 |
+//! | any other | any | `N_values` `[kept]` (integers: I32 words of one stream), positions, `N_scale`, `N_zero_point`, `N_shape` |
+//!
+//! The first three are what `compressed-tensors` calls dense, `float-quantized` and `pack-quantized`, as long as the
+//! weight is a matrix and groups are not ragged. Positions are `N_bitmask` U8 `[rows, ⌈cols/8⌉]`, lowest bit first;
+//! `N_positions` I32, the position of each value in its group of N:M, as a stream of `⌈log2 M⌉` bits; or
+//! `N_row_offsets` I64 `[rows + 1]` and `N_columns` U16 or U32 `[kept]`.
+//!
+//! Scales have the model's precision and the shape `[1]` (tensor), `[rows, 1]` (channel), `[rows, groups]`, or
+//! `[block rows, block cols]`. Zero points have that shape in I8, or for channels and groups are packed along
+//! the rows like the codes. Every stored code is `code + 2^(bits−1)`. What every weight looks like is written
+//! to the file's metadata ([`tersor`]) and, where `compressed-tensors` has a name for it, to `config.json`
+//! ([`compressed_tensors`]).
+
+pub(crate) mod compressed_tensors;
+pub(crate) mod tersor;
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+
+use self::compressed_tensors::QuantizationConfig;
+use super::{Checkpoint, CheckpointError, TensorRef, TensorSpec};
+use crate::dtype::{DType, FloatType, Precision};
+use crate::kernels::{convert, pack};
+use crate::weight::{
+    Bits, Coding, CompressedWeight, Form, Granularity, Layout, LayoutKind, Mask, PackedCodes, Scales, Values,
+    column_size, matrix_shape, stored_code,
+};
+
+/// A compressed weight that was found in a file.
+pub(super) struct Found {
+    pub(super) form: Form,
+    /// Names of its tensors.
+    pub(super) tensors: Vec<String>,
+}
+
+/// Finds the compressed weights of a checkpoint: from tersor's metadata, else from `config.json`, else from the names.
+pub(super) fn find_forms(
+    checkpoint: &Checkpoint,
+    names: &[String],
+    config: Option<&QuantizationConfig>,
+) -> Result<BTreeMap<String, Found>, CheckpointError> {
+    let mut found = BTreeMap::new();
+    for (file, path) in checkpoint.files().enumerate() {
+        let Some(metadata) = checkpoint.metadata(file) else { continue };
+        for (name, form) in tersor::read_metadata(path, metadata)? {
+            let tensors: Vec<String> = specs(&name, &form).into_iter().map(|s| s.name).collect();
+            if let Some(missing) = tensors.iter().find(|t| !checkpoint.has_tensor(t)) {
+                let reason = format!("its form `{form}` asks for the tensor `{missing}`, which is not there");
+                return Err(CheckpointError::tensor(path, &name, reason));
+            }
+            found.insert(name, Found { form, tensors });
+        }
+    }
+    for tensor in names {
+        let Some(name) = tensor.strip_suffix("_scale") else { continue };
+        if !found.contains_key(name)
+            && let Some(weight) = compressed_tensors::find_form(checkpoint, name, config)?
+        {
+            found.insert(name.to_owned(), weight);
+        }
+    }
+    Ok(found)
+}
+
+/// The precision of a coding's values once they are dequantized.
+pub(crate) fn precision_of(coding: Coding) -> Precision {
+    match coding {
+        Coding::Float(precision) => precision,
+        Coding::F8E4M3 { scales, .. } | Coding::Int { scales, .. } => scales,
+    }
+}
+
+/// The tensors that store a weight of this form, in order.
+pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
+    let (rows, cols) = (form.rows(), form.cols());
+    let mut specs = Vec::new();
+    let mut add = |suffix: &str, dtype: DType, shape: Vec<usize>| {
+        specs.push(TensorSpec { name: format!("{name}{suffix}"), dtype, shape });
+    };
+    let dense = form.layout() == LayoutKind::Dense;
+    match (form.coding(), dense) {
+        (Coding::Float(precision), true) => add("", precision.dtype(), form.shape().to_vec()),
+        (Coding::Float(precision), false) => add("_values", precision.dtype(), vec![form.kept()]),
+        (Coding::F8E4M3 { .. }, true) => add("", DType::F8_E4M3, form.shape().to_vec()),
+        (Coding::F8E4M3 { .. }, false) => add("_values", DType::F8_E4M3, vec![form.kept()]),
+        (Coding::Int { bits, .. }, true) => {
+            add("_packed", DType::I32, vec![rows, pack::words_for(cols, bits.get())]);
+        }
+        (Coding::Int { bits, .. }, false) => {
+            add("_values", DType::I32, vec![pack::words_for(form.kept(), bits.get())]);
+        }
+    }
+    match form.layout() {
+        LayoutKind::Dense => {}
+        LayoutKind::Bitmask => add("_bitmask", DType::U8, vec![rows, cols.div_ceil(8)]),
+        LayoutKind::NofM(pattern) => {
+            let words = pack::words_for(form.kept(), pattern.position_bits());
+            add("_positions", DType::I32, vec![words]);
+        }
+        LayoutKind::CompressedRows => {
+            add("_row_offsets", DType::I64, vec![rows + 1]);
+            let dtype = if column_size(cols) == 2 { DType::U16 } else { DType::U32 };
+            add("_columns", dtype, vec![form.kept()]);
+        }
+    }
+    if let (Some(grid), Some(granularity)) = (form.grid(), form.coding().granularity()) {
+        let shape = if granularity == Granularity::Tensor { vec![1] } else { vec![grid.rows, grid.cols] };
+        add("_scale", precision_of(form.coding()).dtype(), shape.clone());
+        if let Coding::Int { bits, symmetric: false, .. } = form.coding() {
+            if zero_points_are_packed(granularity) {
+                add("_zero_point", DType::I32, vec![pack::words_for(rows, bits.get()), grid.cols]);
+            } else {
+                add("_zero_point", DType::I8, shape);
+            }
+        }
+    }
+    if !dense || matches!(form.coding(), Coding::Int { .. }) {
+        add("_shape", DType::I64, vec![form.shape().len()]);
+    }
+    specs
+}
+
+fn zero_points_are_packed(granularity: Granularity) -> bool {
+    matches!(granularity, Granularity::Channel | Granularity::Group(_))
+}
+
+/// The data of the tensors that [`specs`] names, in the same order.
+pub(crate) fn encode(weight: &CompressedWeight) -> Vec<Vec<u8>> {
+    let form = weight.form();
+    let mut data = vec![match weight.values() {
+        Values::F32(v) => floats(Precision::F32, v),
+        Values::F16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Values::Bf16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Values::F8 { codes, .. } => codes.clone(),
+        Values::Int { codes, .. } => words(codes.words()),
+    }];
+    match weight.layout() {
+        Layout::Dense => {}
+        Layout::Bitmask { mask, .. } => data.push(mask.as_bytes().to_vec()),
+        Layout::NofM { positions, .. } => data.push(words(positions.words())),
+        Layout::CompressedRows { offsets, columns } => {
+            data.push(offsets.iter().flat_map(|o| o.to_le_bytes()).collect());
+            data.push(if column_size(form.cols()) == 2 {
+                columns.iter().flat_map(|c| (*c as u16).to_le_bytes()).collect()
+            } else {
+                words(columns)
+            });
+        }
+    }
+    if let (Some(scales), Some(grid)) = (weight.scales(), form.grid()) {
+        data.push(floats(precision_of(form.coding()), scales.scales()));
+        if let (Some(zero_points), Coding::Int { bits, granularity, .. }) = (scales.zero_points(), form.coding()) {
+            data.push(if zero_points_are_packed(granularity) {
+                words(&pack_columns(zero_points, grid.rows, grid.cols, bits))
+            } else {
+                zero_points.iter().map(|z| *z as u8).collect()
+            });
+        }
+    }
+    if form.layout() != LayoutKind::Dense || matches!(form.coding(), Coding::Int { .. }) {
+        data.push(form.shape().iter().flat_map(|d| (*d as i64).to_le_bytes()).collect());
+    }
+    data
+}
+
+/// Packs a matrix of codes along its columns: the words of one column stand in that column.
+fn pack_columns(codes: &[i8], rows: usize, cols: usize, bits: Bits) -> Vec<u32> {
+    let words_per_col = pack::words_for(rows, bits.get());
+    let mut out = vec![0u32; words_per_col * cols];
+    let mut words = vec![0u32; words_per_col];
+    for col in 0..cols {
+        let column: Vec<u8> = (0..rows).map(|row| stored_code(bits, codes[row * cols + col])).collect();
+        pack::pack(&column, bits.get(), &mut words);
+        for (row, word) in words.iter().enumerate() {
+            out[row * cols + col] = *word;
+        }
+    }
+    out
+}
+
+fn unpack_columns(packed: &[u32], rows: usize, cols: usize, bits: Bits) -> Vec<i8> {
+    let offset = 1u8 << (bits.get() - 1);
+    let mut codes = vec![0i8; rows * cols];
+    let mut column = vec![0u8; rows];
+    for col in 0..cols {
+        let words: Vec<u32> = packed.iter().skip(col).step_by(cols).copied().collect();
+        pack::unpack(&words, bits.get(), 0, &mut column);
+        for (row, code) in column.iter().enumerate() {
+            codes[row * cols + col] = code.wrapping_sub(offset) as i8;
+        }
+    }
+    codes
+}
+
+fn floats(precision: Precision, values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    convert::narrow(precision, values, &mut bytes);
+    bytes
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Reads the tensors of a weight whose form is known. Everything in them is checked.
+pub(super) fn decode(checkpoint: &Checkpoint, name: &str, form: &Form) -> Result<CompressedWeight, CheckpointError> {
+    let parts = Parts { checkpoint, name, form };
+    let [rows, cols] = [form.rows(), form.cols()];
+    let dense = form.layout() == LayoutKind::Dense;
+    let path = parts.path()?;
+    let layout = match form.layout() {
+        LayoutKind::Dense => Ok(Layout::Dense),
+        LayoutKind::Bitmask => {
+            let bytes = parts.get("_bitmask", &[DType::U8])?.bytes.to_vec();
+            Mask::from_bytes(rows, cols, bytes).map(Layout::bitmask)
+        }
+        LayoutKind::NofM(pattern) => Layout::n_of_m(pattern, rows, cols, parts.words("_positions")?),
+        LayoutKind::CompressedRows => {
+            let (offsets, _) = parts.get("_row_offsets", &[DType::I64])?.bytes.as_chunks::<8>();
+            let offsets = offsets.iter().map(|b| u64::from_le_bytes(*b)).collect();
+            let columns = parts.get("_columns", &[DType::U16, DType::U32])?;
+            let columns = match columns.dtype {
+                DType::U16 => {
+                    let (columns, _) = columns.bytes.as_chunks::<2>();
+                    columns.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect()
+                }
+                _ => parts.words("_columns")?,
+            };
+            Layout::compressed_rows(rows, cols, offsets, columns)
+        }
+    };
+    let suffix = if dense { "" } else { "_values" };
+    let values = match form.coding() {
+        Coding::Float(precision) => {
+            let bytes = parts.get(suffix, &[precision.dtype()])?.bytes;
+            match precision {
+                Precision::F32 => {
+                    let mut values = vec![0.0; bytes.len() / 4];
+                    convert::widen(FloatType::F32, bytes, &mut values);
+                    Values::F32(values)
+                }
+                Precision::F16 => Values::F16(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+                Precision::Bf16 => {
+                    Values::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+                }
+            }
+        }
+        Coding::F8E4M3 { .. } => {
+            let codes = parts.get(suffix, &[DType::F8_E4M3])?.bytes.to_vec();
+            if let Some(index) = codes.iter().position(|c| c & 0x7f == 0x7f) {
+                let reason = format!("holds NaN at index {index}");
+                return Err(CheckpointError::tensor(path, name, reason));
+            }
+            Values::F8 { codes, scales: parts.scales()? }
+        }
+        Coding::Int { bits, .. } => {
+            let codes = if dense && !checkpoint.has_tensor(&format!("{name}_packed")) {
+                // int-quantized: one I8 per code
+                let bytes = parts.get("", &[DType::I8])?.bytes;
+                let codes = PackedCodes::from_rows(bits.get(), rows, cols, |row, out| {
+                    for (out, byte) in out.iter_mut().zip(&bytes[row * cols..]) {
+                        *out = stored_code(bits, *byte as i8);
+                    }
+                });
+                Ok(codes)
+            } else {
+                let words = parts.words(if dense { "_packed" } else { "_values" })?;
+                let [packed_rows, row_len] = if dense { [rows, cols] } else { [1, form.kept()] };
+                PackedCodes::from_words("words of codes", bits.get(), packed_rows, row_len, words)
+            };
+            let codes = codes.map_err(CheckpointError::weight(path, name))?;
+            Values::Int { bits, codes, scales: parts.scales()? }
+        }
+    };
+    layout
+        .and_then(|layout| CompressedWeight::from_parts(form.shape(), layout, values))
+        .map_err(CheckpointError::weight(path, name))
+}
+
+/// The tensors of one weight.
+struct Parts<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    form: &'a Form,
+}
+
+impl<'a> Parts<'a> {
+    fn get(&self, suffix: &str, dtypes: &[DType]) -> Result<TensorRef<'a>, CheckpointError> {
+        let name = format!("{}{suffix}", self.name);
+        let tensor = self.checkpoint.tensor(&name)?;
+        if dtypes.contains(&tensor.dtype) {
+            return Ok(tensor);
+        }
+        let reason = format!("holds {:?} where {} needs {dtypes:?}", tensor.dtype, self.form);
+        Err(CheckpointError::tensor(tensor.path, &name, reason))
+    }
+
+    fn path(&self) -> Result<&'a std::path::Path, CheckpointError> {
+        let file = self.checkpoint.entry_file(self.name);
+        file.ok_or_else(|| CheckpointError::Missing {
+            path: self.checkpoint.path().to_path_buf(),
+            tensor: self.name.to_owned(),
+        })
+    }
+
+    fn words(&self, suffix: &str) -> Result<Vec<u32>, CheckpointError> {
+        let (words, _) = self.get(suffix, &[DType::I32, DType::U32])?.bytes.as_chunks::<4>();
+        Ok(words.iter().map(|b| u32::from_le_bytes(*b)).collect())
+    }
+
+    fn scales(&self) -> Result<Scales, CheckpointError> {
+        let coding = self.form.coding();
+        let path = self.path()?;
+        let error = || CheckpointError::weight(path, self.name);
+        let (Some(granularity), Some(grid)) = (coding.granularity(), self.form.grid()) else {
+            return Err(CheckpointError::tensor(path, self.name, "its coding has no scales"));
+        };
+        let precision = precision_of(coding);
+        let tensor = self.get("_scale", &[precision.dtype()])?;
+        let float = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+        let mut scales = vec![0.0; tensor.bytes.len() / float.size()];
+        convert::widen(float, tensor.bytes, &mut scales);
+        let zero_points = match coding {
+            Coding::Int { bits, symmetric: false, .. } => {
+                let stored = self.get("_zero_point", &[DType::I32, DType::I8])?;
+                Some(if stored.dtype == DType::I8 {
+                    stored.bytes.iter().map(|b| *b as i8).collect()
+                } else {
+                    let packed = self.words("_zero_point")?;
+                    let expected = pack::words_for(grid.rows, bits.get()) * grid.cols;
+                    crate::weight::WeightError::check_len("words of zero points", expected, packed.len())
+                        .map_err(error())?;
+                    unpack_columns(&packed, grid.rows, grid.cols, bits)
+                })
+            }
+            _ => None,
+        };
+        Scales::new(granularity, precision, scales, zero_points).map_err(error())
+    }
+}
+
+/// Reads an I64 `…_shape` tensor.
+pub(super) fn stored_shape(tensor: &TensorRef<'_>, name: &str) -> Result<Vec<usize>, CheckpointError> {
+    let bad = |reason: String| CheckpointError::tensor(tensor.path, name, reason);
+    if tensor.dtype != DType::I64 {
+        return Err(bad(format!("a shape is I64, not {:?}", tensor.dtype)));
+    }
+    let (dims, _) = tensor.bytes.as_chunks::<8>();
+    let shape: Vec<usize> = dims
+        .iter()
+        .map(|b| i64::from_le_bytes(*b))
+        .map(|d| usize::try_from(d).map_err(|_| bad(format!("a dimension cannot be {d}"))))
+        .collect::<Result<_, _>>()?;
+    matrix_shape(&shape).map_err(CheckpointError::weight(tensor.path, name))?;
+    Ok(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_points_pack_along_columns_and_back() {
+        let bits = Bits::new(3).unwrap();
+        let codes: Vec<i8> = (0..34).map(|i| (i * 5 % 8) as i8 - 4).collect();
+        let packed = pack_columns(&codes, 17, 2, bits);
+        assert_eq!(packed.len(), 2 * 2); // 51 bits a column
+        assert_eq!(unpack_columns(&packed, 17, 2, bits), codes);
+        // the first code of column 1 is codes[1] = 5 % 8 − 4 = 1, stored as 5
+        assert_eq!(packed[1] & 7, 5);
+    }
+}

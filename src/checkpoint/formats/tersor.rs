@@ -1,0 +1,169 @@
+//! What tersor writes to a file's metadata about the weights it compressed.
+//!
+//! Key `tersor`: a JSON object `{"version": 1, "weights": {name: form}}`, where a form is
+//! `{"shape": [300, 784], "layout": "dense" | "bitmask" | "2:4" | "rows", "kept": 235200, "coding": …}` and a coding
+//! `{"type": "float", "dtype": "F16"}`, `{"type": "f8_e4m3", "strategy": "channel", "scale_dtype": "F32"}` or
+//! `{"type": "int", "bits": 4, "symmetric": true, "strategy": "group", "group_size": 64, "scale_dtype": "F32"}`. Strategy
+//! `block` has `"block": [rows, cols]`. The names are those of `config.json`'s quantization arguments.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::CheckpointError;
+use crate::dtype::Precision;
+use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind, NofM};
+
+/// The metadata's key.
+pub(crate) const KEY: &str = "tersor";
+
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    weights: BTreeMap<String, StoredForm>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredForm {
+    shape: Vec<usize>,
+    layout: String,
+    kept: usize,
+    coding: StoredCoding,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum StoredCoding {
+    Float {
+        dtype: StoredPrecision,
+    },
+    #[serde(rename = "f8_e4m3")]
+    F8E4M3 {
+        #[serde(flatten)]
+        granularity: StoredGranularity,
+        scale_dtype: StoredPrecision,
+    },
+    Int {
+        bits: u8,
+        symmetric: bool,
+        #[serde(flatten)]
+        granularity: StoredGranularity,
+        scale_dtype: StoredPrecision,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "strategy", rename_all = "snake_case")]
+enum StoredGranularity {
+    Tensor,
+    Channel,
+    Group { group_size: NonZeroUsize },
+    Block { block: [NonZeroUsize; 2] },
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy)]
+enum StoredPrecision {
+    F32,
+    F16,
+    BF16,
+}
+
+/// The metadata's value for these weights.
+pub(crate) fn write_metadata<'a>(forms: impl Iterator<Item = (&'a str, &'a Form)>) -> String {
+    let weights = forms.map(|(name, form)| (name.to_owned(), store(form))).collect();
+    serde_json::json!(Document { version: VERSION, weights }).to_string()
+}
+
+/// The forms that the metadata of a file describes.
+pub(super) fn read_metadata(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<(String, Form)>, CheckpointError> {
+    let Some(text) = metadata.get(KEY) else { return Ok(Vec::new()) };
+    let bad = |reason: String| CheckpointError::config(path, format!("metadata `{KEY}`: {reason}"));
+    let document: Document = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    if document.version != VERSION {
+        let reason = format!("version {} was written by a newer tersor; this one reads {VERSION}", document.version);
+        return Err(bad(reason));
+    }
+    document
+        .weights
+        .into_iter()
+        .map(|(name, stored)| {
+            let form = load(&stored).map_err(|reason| CheckpointError::tensor(path, &name, reason))?;
+            Ok((name, form))
+        })
+        .collect()
+}
+
+fn store(form: &Form) -> StoredForm {
+    let precision = |p| match p {
+        Precision::F32 => StoredPrecision::F32,
+        Precision::F16 => StoredPrecision::F16,
+        Precision::Bf16 => StoredPrecision::BF16,
+    };
+    let granularity = |g| match g {
+        Granularity::Tensor => StoredGranularity::Tensor,
+        Granularity::Channel => StoredGranularity::Channel,
+        Granularity::Group(group_size) => StoredGranularity::Group { group_size },
+        Granularity::Block(rows, cols) => StoredGranularity::Block { block: [rows, cols] },
+    };
+    StoredForm {
+        shape: form.shape().to_vec(),
+        layout: form.layout().to_string(),
+        kept: form.kept(),
+        coding: match form.coding() {
+            Coding::Float(p) => StoredCoding::Float { dtype: precision(p) },
+            Coding::F8E4M3 { granularity: g, scales } => {
+                StoredCoding::F8E4M3 { granularity: granularity(g), scale_dtype: precision(scales) }
+            }
+            Coding::Int { bits, symmetric, granularity: g, scales } => StoredCoding::Int {
+                bits: bits.get(),
+                symmetric,
+                granularity: granularity(g),
+                scale_dtype: precision(scales),
+            },
+        },
+    }
+}
+
+fn load(stored: &StoredForm) -> Result<Form, String> {
+    let precision = |p: &StoredPrecision| match p {
+        StoredPrecision::F32 => Precision::F32,
+        StoredPrecision::F16 => Precision::F16,
+        StoredPrecision::BF16 => Precision::Bf16,
+    };
+    let granularity = |g: &StoredGranularity| match g {
+        StoredGranularity::Tensor => Granularity::Tensor,
+        StoredGranularity::Channel => Granularity::Channel,
+        StoredGranularity::Group { group_size } => Granularity::Group(*group_size),
+        StoredGranularity::Block { block: [rows, cols] } => Granularity::Block(*rows, *cols),
+    };
+    let layout = match stored.layout.as_str() {
+        "dense" => LayoutKind::Dense,
+        "bitmask" => LayoutKind::Bitmask,
+        "rows" => LayoutKind::CompressedRows,
+        other => other
+            .split_once(':')
+            .and_then(|(n, m)| NofM::new(n.parse().ok()?, m.parse().ok()?))
+            .map(LayoutKind::NofM)
+            .ok_or_else(|| format!("unknown layout `{other}`"))?,
+    };
+    let coding = match &stored.coding {
+        StoredCoding::Float { dtype } => Coding::Float(precision(dtype)),
+        StoredCoding::F8E4M3 { granularity: g, scale_dtype } => {
+            Coding::F8E4M3 { granularity: granularity(g), scales: precision(scale_dtype) }
+        }
+        StoredCoding::Int { bits, symmetric, granularity: g, scale_dtype } => Coding::Int {
+            bits: Bits::new(*bits).ok_or_else(|| format!("{bits} bits are not between 2 and 8"))?,
+            symmetric: *symmetric,
+            granularity: granularity(g),
+            scales: precision(scale_dtype),
+        },
+    };
+    Form::new(&stored.shape, layout, coding, stored.kept).map_err(|e| e.to_string())
+}

@@ -1,0 +1,22 @@
+//! Checkpoints: files ↔ weights.
+//!
+//! [`Checkpoint`] opens a safetensors file, a sharded folder with its index, or a Hugging Face folder. Files are
+//! mapped and read when a tensor is asked for. Tensors that together store one compressed weight appear as one
+//! [`Entry`], named like the weight they stand for.
+
+mod class;
+mod error;
+pub(crate) mod formats;
+mod header;
+mod masks;
+mod mmap;
+mod open;
+mod output;
+mod writer;
+
+pub use class::TensorClass;
+pub use error::CheckpointError;
+pub use masks::{load_masks, save_masks};
+pub use open::{Checkpoint, Entry, Stored, TensorRef};
+pub(crate) use output::OutputFolder;
+pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

@@ -1,0 +1,464 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde_json::Value;
+
+use super::class::TensorClass;
+use super::formats::{self, compressed_tensors::QuantizationConfig};
+use super::header::{self, TensorEntry};
+use super::mmap;
+use super::CheckpointError;
+use crate::dtype::{DType, FloatType, Precision};
+use crate::kernels::convert;
+use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    metadata: BTreeMap<String, String>,
+}
+
+/// A tensor as it stands in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorRef<'a> {
+    /// Element type.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: &'a [usize],
+    /// Little-endian elements, row-major.
+    pub bytes: &'a [u8],
+    /// The file.
+    pub path: &'a Path,
+}
+
+/// How an [`Entry`] is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// One tensor of this element type.
+    Plain(DType),
+    /// The tensors of a compressed weight.
+    Compressed(Form),
+}
+
+/// A tensor of the model: one tensor of a file, or the several that store a compressed weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Name in the model, `….weight` for weights.
+    pub name: String,
+    /// Shape in the model.
+    pub shape: Vec<usize>,
+    /// What it is to the network.
+    pub class: TensorClass,
+    /// How it is stored.
+    pub stored: Stored,
+    /// Bytes of all its tensors.
+    pub bytes: u64,
+    /// Number of the file that holds it, as in [`Checkpoint::files`].
+    pub file: usize,
+    /// Names of its tensors in the file.
+    pub tensors: Vec<String>,
+}
+
+impl Entry {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The name without `.weight`: the module that owns the tensor.
+    pub fn module(&self) -> &str {
+        self.name.strip_suffix(".weight").unwrap_or(&self.name)
+    }
+
+    /// The precision in which the model keeps this tensor.
+    pub fn precision(&self) -> Option<Precision> {
+        match &self.stored {
+            Stored::Plain(dtype) => FloatType::of(*dtype).map(Precision::of),
+            Stored::Compressed(form) => Some(formats::precision_of(form.coding())),
+        }
+    }
+
+    /// Element type or form, in words.
+    pub fn describe(&self) -> String {
+        match &self.stored {
+            Stored::Plain(dtype) => format!("{dtype:?}"),
+            Stored::Compressed(form) => form.to_string(),
+        }
+    }
+}
+
+/// An opened checkpoint.
+///
+/// ```no_run
+/// use tersor::Checkpoint;
+///
+/// let checkpoint = Checkpoint::open("fixtures/fashion-mlp")?;
+/// for entry in checkpoint.entries() {
+///     println!("{} {:?} {}", entry.name, entry.shape, entry.class);
+/// }
+/// let weight = checkpoint.weight("fc1.weight")?;
+/// # Ok::<(), tersor::CheckpointError>(())
+/// ```
+pub struct Checkpoint {
+    root: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, (usize, TensorEntry)>,
+    entries: Vec<Entry>,
+    config: Option<Value>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint").field("root", &self.root).field("entries", &self.entries.len()).finish()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, or a folder with `model.safetensors`, with `model.safetensors.index.json` and the
+    /// shards it names, or with a single other `.safetensors` file.
+    ///
+    /// Only headers are read.
+    ///
+    /// # Errors
+    /// When a file is missing, malformed or contradicts another; the error names file, tensor and numbers.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let root = path.as_ref().to_path_buf();
+        let is_folder = fs::metadata(&root).map_err(CheckpointError::io(&root, "open"))?.is_dir();
+        let (files, index) = if is_folder { find_files(&root)? } else { (vec![root.clone()], None) };
+        let config = if is_folder { read_config(&root.join("config.json"))? } else { None };
+
+        let mut shards = Vec::new();
+        let mut tensors = BTreeMap::new();
+        let mut order = Vec::new();
+        for path in files {
+            let map = mmap::map(&path)?;
+            let header = header::parse(&path, &map)?;
+            for tensor in header.tensors {
+                order.push(tensor.name.clone());
+                let name = tensor.name.clone();
+                if let Some((other, _)) = tensors.insert(name.clone(), (shards.len(), tensor)) {
+                    let other: &Shard = &shards[other];
+                    let reason = format!("also stands in {}", other.path.display());
+                    return Err(CheckpointError::tensor(&path, &name, reason));
+                }
+            }
+            shards.push(Shard { path, map, metadata: header.metadata });
+        }
+        if let Some(index) = index {
+            check_index(&root.join(INDEX), &index, &shards, &tensors)?;
+        }
+        let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), config };
+        checkpoint.entries = checkpoint.find_entries(&order)?;
+        Ok(checkpoint)
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The safetensors files, in order.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.shards.iter().map(|s| s.path.as_path())
+    }
+
+    /// Bytes of all safetensors files.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.map.len() as u64).sum()
+    }
+
+    /// The tensors of the model, in the order of their data.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// One tensor of the model.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
+        self.entries.iter().find(|e| e.name == name).ok_or_else(|| self.missing(name))
+    }
+
+    /// `config.json`, if the checkpoint is a folder that has one.
+    pub fn config(&self) -> Option<&Value> {
+        self.config.as_ref()
+    }
+
+    /// The free-form metadata of a file.
+    pub fn metadata(&self, file: usize) -> Option<&BTreeMap<String, String>> {
+        self.shards.get(file).map(|s| &s.metadata)
+    }
+
+    /// A tensor as it stands in its file; `name` is the file's name for it.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<TensorRef<'_>, CheckpointError> {
+        let (shard, tensor) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let shard = &self.shards[*shard];
+        let bytes = &shard.map[tensor.span.0..tensor.span.1];
+        Ok(TensorRef { dtype: tensor.dtype, shape: &tensor.shape, bytes, path: &shard.path })
+    }
+
+    /// The values of a tensor of the model in `f32`: widened, or dequantized.
+    ///
+    /// # Errors
+    /// When there is no such tensor, it is not made of floats, or the parts of a compressed weight do not fit.
+    pub fn dense(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.entry(name)?;
+        if let Stored::Plain(dtype) = entry.stored {
+            let tensor = self.tensor(name)?;
+            let Some(float) = FloatType::of(dtype) else {
+                let reason = format!("holds {dtype:?}, not floats");
+                return Err(CheckpointError::tensor(tensor.path, name, reason));
+            };
+            let mut values = vec![0.0; tensor.bytes.len() / float.size()];
+            convert::widen(float, tensor.bytes, &mut values);
+            return Ok(values);
+        }
+        Ok(self.weight(name)?.dequantize().into_raw_vec_and_offset().0)
+    }
+
+    /// A weight of the model as it is stored. Plain tensors of f64 and f8 become `f32`.
+    ///
+    /// # Errors
+    /// When there is no such tensor, it is not made of floats, or its parts do not fit.
+    pub fn weight(&self, name: &str) -> Result<CompressedWeight, CheckpointError> {
+        let entry = self.entry(name)?;
+        match &entry.stored {
+            Stored::Compressed(form) => formats::decode(self, &entry.name, form),
+            Stored::Plain(dtype) => {
+                let path = self.tensor(name)?.path;
+                let precision = FloatType::of(*dtype).map_or(Precision::F32, Precision::of);
+                let values = Values::float(precision, self.dense(name)?.into_iter());
+                CompressedWeight::from_parts(&entry.shape, Layout::Dense, values)
+                    .map_err(CheckpointError::weight(path, name))
+            }
+        }
+    }
+
+    /// Files beside the weights that belong to the model: everything in the folder but weights (in any format), their
+    /// index, `config.json` and hidden files. Paths are relative to the folder.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed.
+    pub(crate) fn companions(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut found = Vec::new();
+        if self.root.is_dir() {
+            list_companions(&self.root, &PathBuf::new(), &mut found)?;
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The file that holds a tensor of the model.
+    pub(crate) fn entry_file(&self, name: &str) -> Option<&Path> {
+        let entry = self.entries.iter().find(|e| e.name == name)?;
+        Some(&self.shards[entry.file].path)
+    }
+
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::Missing { path: self.root.clone(), tensor: name.to_owned() }
+    }
+
+    /// Groups the tensors of the files into the tensors of the model.
+    fn find_entries(&self, order: &[String]) -> Result<Vec<Entry>, CheckpointError> {
+        let config_path = self.root.join("config.json");
+        let quantization = match &self.config {
+            Some(config) => QuantizationConfig::from_config(&config_path, config)?,
+            None => None,
+        };
+        let embedding_rows = embedding_rows(self.config.as_ref());
+        let forms = formats::find_forms(self, order, quantization.as_ref())?;
+        let mut part_of: BTreeMap<&str, &str> = BTreeMap::new();
+        for (weight, form) in &forms {
+            for part in &form.tensors {
+                part_of.insert(part, weight);
+            }
+        }
+        let mut entries = Vec::new();
+        let mut done = std::collections::BTreeSet::new();
+        for name in order {
+            let Some((file, tensor)) = self.tensors.get(name) else { continue };
+            let size = |name: &str| self.tensors.get(name).map_or(0, |(_, t)| (t.span.1 - t.span.0) as u64);
+            if let Some(weight) = part_of.get(name.as_str()) {
+                if !done.insert(*weight) {
+                    continue;
+                }
+                let found = &forms[*weight];
+                let precision = formats::precision_of(found.form.coding()).dtype();
+                let shape = found.form.shape().to_vec();
+                entries.push(Entry {
+                    name: (*weight).to_owned(),
+                    class: TensorClass::of(weight, precision, &shape, &embedding_rows),
+                    bytes: found.tensors.iter().map(|t| size(t)).sum(),
+                    shape,
+                    stored: Stored::Compressed(found.form.clone()),
+                    file: *file,
+                    tensors: found.tensors.clone(),
+                });
+            } else {
+                // the shape is sound: the header's check multiplied it out
+                matrix_shape(&tensor.shape).map_err(CheckpointError::weight(&self.shards[*file].path, name))?;
+                entries.push(Entry {
+                    name: name.clone(),
+                    shape: tensor.shape.clone(),
+                    class: TensorClass::of(name, tensor.dtype, &tensor.shape, &embedding_rows),
+                    stored: Stored::Plain(tensor.dtype),
+                    bytes: size(name),
+                    file: *file,
+                    tensors: vec![name.clone()],
+                });
+            }
+        }
+        Ok(entries)
+    }
+}
+
+fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
+    ["vocab_size", "max_position_embeddings", "type_vocab_size"]
+        .iter()
+        .filter_map(|key| config?.get(key)?.as_u64())
+        .map(|n| n as usize)
+        .collect()
+}
+
+fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    match fs::read(path) {
+        Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
+            Ok(config) if config.is_object() => Ok(Some(config)),
+            Ok(_) => Err(CheckpointError::config(path, "is not a JSON object")),
+            Err(e) => Err(CheckpointError::config(path, format!("is not JSON: {e}"))),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(CheckpointError::io(path, "read")(e)),
+    }
+}
+
+type WeightMap = BTreeMap<String, String>;
+
+/// The safetensors files of a folder, and the index that names them, if there is one.
+fn find_files(root: &Path) -> Result<(Vec<PathBuf>, Option<WeightMap>), CheckpointError> {
+    let index_path = root.join(INDEX);
+    if index_path.exists() {
+        let index = read_index(&index_path)?;
+        let mut names: Vec<&String> = index.values().collect();
+        names.sort();
+        names.dedup();
+        let mut files = Vec::new();
+        for name in names {
+            // a shard is a file of this folder, not a way out of it
+            let plain = Path::new(name).components().count() == 1 && Path::new(name).file_name().is_some();
+            let file = root.join(name);
+            if !plain || !file.is_file() {
+                let reason = format!("names the shard `{name}`, which is not a file of this folder");
+                return Err(CheckpointError::Index { path: index_path, reason });
+            }
+            files.push(file);
+        }
+        return Ok((files, Some(index)));
+    }
+    let single = root.join(SINGLE);
+    if single.exists() {
+        return Ok((vec![single], None));
+    }
+    let mut found = Vec::new();
+    for item in fs::read_dir(root).map_err(CheckpointError::io(root, "list"))? {
+        let path = item.map_err(CheckpointError::io(root, "list"))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.len() {
+        1 => Ok((found, None)),
+        0 => Err(CheckpointError::NotACheckpoint {
+            path: root.to_path_buf(),
+            reason: format!("has neither {SINGLE} nor {INDEX}, nor any other .safetensors file"),
+        }),
+        n => Err(CheckpointError::NotACheckpoint {
+            path: root.to_path_buf(),
+            reason: format!("has {n} .safetensors files but no {INDEX}; name one of the files"),
+        }),
+    }
+}
+
+fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
+    let bad = |reason: String| CheckpointError::Index { path: path.to_path_buf(), reason };
+    let bytes = fs::read(path).map_err(CheckpointError::io(path, "read"))?;
+    let index: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("is not JSON: {e}")))?;
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| bad("has no `weight_map` from tensor names to files".into()))?;
+    if map.is_empty() {
+        return Err(bad("its `weight_map` is empty".into()));
+    }
+    map.iter()
+        .map(|(tensor, file)| match file.as_str() {
+            Some(file) => Ok((tensor.clone(), file.to_owned())),
+            None => Err(bad(format!("`weight_map` gives tensor `{tensor}` no file name"))),
+        })
+        .collect()
+}
+
+/// Index and shards must agree about where every tensor stands.
+fn check_index(
+    path: &Path,
+    index: &WeightMap,
+    shards: &[Shard],
+    tensors: &BTreeMap<String, (usize, TensorEntry)>,
+) -> Result<(), CheckpointError> {
+    let bad = |reason: String| Err(CheckpointError::Index { path: path.to_path_buf(), reason });
+    for (tensor, file) in index {
+        match tensors.get(tensor) {
+            None => return bad(format!("names tensor `{tensor}`, which is not in its shard {file}")),
+            Some((shard, _)) => {
+                let actual = shards[*shard].path.file_name().unwrap_or_default().to_string_lossy();
+                if actual != file.as_str() {
+                    return bad(format!("says tensor `{tensor}` is in {file}, but it is in {actual}"));
+                }
+            }
+        }
+    }
+    match tensors.keys().find(|name| !index.contains_key(*name)) {
+        Some(tensor) => bad(format!("does not name tensor `{tensor}`, which is in a shard")),
+        None => Ok(()),
+    }
+}
+
+/// Weights in whatever format: these are not carried along.
+const WEIGHT_FILES: [&str; 11] =
+    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "gguf", "onnx", "msgpack", "tflite", "ot"];
+
+fn list_companions(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> Result<(), CheckpointError> {
+    let folder = root.join(below);
+    for item in fs::read_dir(&folder).map_err(CheckpointError::io(&folder, "list"))? {
+        let item = item.map_err(CheckpointError::io(&folder, "list"))?;
+        let relative = below.join(item.file_name());
+        let name = item.file_name().to_string_lossy().into_owned();
+        let is_weight = relative.extension().is_some_and(|e| WEIGHT_FILES.iter().any(|w| e == *w));
+        if name.starts_with('.') || is_weight || name.ends_with(".safetensors.index.json") {
+            continue;
+        }
+        if below.as_os_str().is_empty() && (name == "config.json" || name == super::output::MANIFEST) {
+            continue;
+        }
+        let metadata = fs::metadata(root.join(&relative)).map_err(CheckpointError::io(&relative, "read"))?;
+        // folders such as `1_Pooling`; deeper ones hold other formats or caches
+        if metadata.is_dir() && below.as_os_str().is_empty() {
+            list_companions(root, &relative, found)?;
+        } else if metadata.is_file() {
+            found.push(relative);
+        }
+    }
+    Ok(())
+}

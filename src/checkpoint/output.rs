@@ -1,0 +1,146 @@
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::CheckpointError;
+
+/// What tersor writes about its own work beside the weights.
+pub(crate) const MANIFEST: &str = "tersor.json";
+
+/// A folder that appears under its name only when it is complete.
+///
+/// Everything is written to `.NAME.partial-…` beside it, which is removed on failure. After everything has
+/// reached the disk, the folder is renamed.
+pub(crate) struct OutputFolder {
+    target: PathBuf,
+    parent: PathBuf,
+    temporary: TempDir,
+}
+
+impl OutputFolder {
+    /// Checks that `target` may be written, given what is read, and creates the temporary folder.
+    pub(crate) fn create(target: &Path, input: &Path, needed: u64) -> Result<Self, CheckpointError> {
+        Self::check(target, input)?;
+        let absolute = std::path::absolute(target).map_err(CheckpointError::io(target, "find"))?;
+        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            return Err(CheckpointError::OutputExists { path: target.to_path_buf() });
+        };
+        let created = missing_ancestors(parent);
+        fs::create_dir_all(parent).map_err(CheckpointError::io(parent, "create"))?;
+        let undo = |error| {
+            for folder in created.iter().rev() {
+                fs::remove_dir(folder).ok();
+            }
+            error
+        };
+        if let Some(free) = free_bytes(parent)
+            && free < needed
+        {
+            return Err(undo(CheckpointError::DiskFull { path: target.to_path_buf(), needed, free }));
+        }
+        let temporary = tempfile::Builder::new()
+            .prefix(&format!(".{}.partial-", name.to_string_lossy()))
+            .tempdir_in(parent)
+            .map_err(CheckpointError::io(parent, "create a folder in"))
+            .map_err(undo)?;
+        Ok(Self { target: absolute.clone(), parent: parent.to_path_buf(), temporary })
+    }
+
+    /// Checks that `target` does not exist and does not lie in `input`.
+    pub(crate) fn check(target: &Path, input: &Path) -> Result<(), CheckpointError> {
+        let input = input.canonicalize().map_err(CheckpointError::io(input, "open"))?;
+        // the part of the target that exists, with links resolved, and the rest as it is
+        let absolute = std::path::absolute(target).map_err(CheckpointError::io(target, "find"))?;
+        let resolved = absolute
+            .ancestors()
+            .find_map(|a| Some(a.canonicalize().ok()?.join(absolute.strip_prefix(a).ok()?)))
+            .unwrap_or_else(|| absolute.clone());
+        if resolved.starts_with(&input) {
+            return Err(CheckpointError::OutputInsideInput { path: target.to_path_buf(), input });
+        }
+        if fs::symlink_metadata(&absolute).is_ok() {
+            return Err(CheckpointError::OutputExists { path: target.to_path_buf() });
+        }
+        Ok(())
+    }
+
+    /// Where to write.
+    pub(crate) fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Writes a small file and waits until the disk has it.
+    pub(crate) fn write(&self, relative: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let path = self.path().join(relative);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(CheckpointError::io(folder, "create"))?;
+        }
+        let mut file = File::create_new(&path).map_err(CheckpointError::io(&path, "create"))?;
+        file.write_all(bytes).map_err(CheckpointError::io(&path, "write"))?;
+        file.sync_all().map_err(CheckpointError::io(&path, "sync"))
+    }
+
+    /// Gives the folder its name.
+    pub(crate) fn finish(self) -> Result<PathBuf, CheckpointError> {
+        sync_folder(self.path())?;
+        // a rename would replace an empty folder that appeared meanwhile; that is not ours to replace
+        if fs::symlink_metadata(&self.target).is_ok() {
+            return Err(CheckpointError::OutputExists { path: self.target });
+        }
+        set_default_permissions(self.path());
+        fs::rename(self.path(), &self.target).map_err(CheckpointError::io(&self.target, "rename to"))?;
+        sync_folder(&self.parent)?;
+        // nothing is left under the temporary name
+        let _ = self.temporary.keep();
+        Ok(self.target)
+    }
+}
+
+fn missing_ancestors(folder: &Path) -> Vec<PathBuf> {
+    let mut missing: Vec<PathBuf> =
+        folder.ancestors().take_while(|a| !a.exists()).map(Path::to_path_buf).collect();
+    missing.reverse();
+    missing
+}
+
+/// A temporary folder is private; the finished one has the permissions that a new folder gets.
+fn set_default_permissions(folder: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let probe = folder.join(".permissions");
+        if fs::create_dir(&probe).is_ok() {
+            if let Ok(metadata) = fs::metadata(&probe) {
+                let mode = metadata.permissions().mode();
+                fs::set_permissions(folder, fs::Permissions::from_mode(mode)).ok();
+            }
+            fs::remove_dir(&probe).ok();
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+}
+
+fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
+    #[cfg(unix)]
+    File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::io(folder, "sync"))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+/// Bytes that this user may still write to the disk of a folder; `None` where the system does not tell.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(folder).ok()?;
+        stat.f_bavail.checked_mul(stat.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}

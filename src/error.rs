@@ -1,0 +1,30 @@
+//! What rooms share about errors; each room's own errors live in the room.
+
+use std::error::Error;
+
+/// A value that no method can work on.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("{value} at index {index}")]
+pub struct NonFinite {
+    /// Index of the first such value, counted row-major from 0.
+    pub index: usize,
+    /// The value: NaN or an infinity.
+    pub value: f32,
+}
+
+/// Writes an error and its causes as one line: `outer: cause: cause of the cause`.
+///
+/// A cause that the outer message already ends with is not repeated.
+pub fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    line.replace('\n', " ")
+}

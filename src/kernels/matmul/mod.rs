@@ -1,0 +1,6 @@
+//! Products `y = x · Wᵀ` in `f32`.
+
+#[allow(unsafe_code)]
+mod dense;
+
+pub(crate) use dense::matmul_transposed;

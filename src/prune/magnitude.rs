@@ -1,0 +1,341 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use crate::kernels::{CHUNK, select};
+use crate::layer::{Compressed, Layer, Method, MethodError};
+use crate::weight::{Coding, CompressedWeight, DenseValues, LayoutKind, Mask, NofM};
+
+/// Fraction of weights to drop, in `[0, 1)`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Sparsity(f64);
+
+impl Sparsity {
+    /// A sparsity.
+    ///
+    /// # Errors
+    /// When `fraction` is not in `[0, 1)`.
+    pub fn new(fraction: f64) -> Result<Self, MethodError> {
+        if (0.0..1.0).contains(&fraction) {
+            Ok(Self(fraction))
+        } else {
+            Err(MethodError::Option { option: "sparsity", value: fraction, expected: "at least 0 and below 1" })
+        }
+    }
+
+    /// The fraction.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+
+    /// How many of `count` go: the nearest whole number, halves away from zero.
+    pub fn of(self, count: u64) -> u64 {
+        (self.0 * count as f64).round() as u64
+    }
+}
+
+/// The magnitude at which pruning cuts, exact over any number of tensors.
+///
+/// Everything above the threshold is kept, and of the weights whose magnitude equals it the first
+/// [`kept_ties`](Self::kept_ties), in the order of the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MagnitudeThreshold {
+    bits: u32,
+    kept_ties: u64,
+}
+
+impl MagnitudeThreshold {
+    /// Finds the threshold that drops exactly `drop` values.
+    ///
+    /// `visit` is called three times and must show the same values each time, in pieces of any size: nothing is
+    /// copied or sorted, so that a model far larger than memory can be read from its file.
+    ///
+    /// # Errors
+    /// Whatever `visit` returns.
+    pub fn find<E>(
+        drop: u64,
+        mut visit: impl FnMut(&mut dyn FnMut(&[f32])) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut prefix = 0u32;
+        // rank of the threshold among the values that share the digits found so far
+        let mut rank = drop;
+        let mut below = 0;
+        for pass in 0..select::RADIX_PASSES {
+            let (bits, shift) = select::radix_digit(pass);
+            let mut counts = vec![0u64; 1 << bits];
+            visit(&mut |values| add_histogram(values, pass, prefix, &mut counts))?;
+            below = 0;
+            let total: u64 = counts.iter().sum();
+            if total <= rank {
+                // everything is dropped: cut above the largest possible magnitude
+                return Ok(Self { bits: u32::MAX >> 1, kept_ties: 0 });
+            }
+            for (digit, count) in counts.iter().enumerate() {
+                if below + count > rank {
+                    prefix |= (digit as u32) << shift;
+                    below = *count - (rank - below);
+                    rank = *count - below;
+                    break;
+                }
+                below += count;
+            }
+        }
+        Ok(Self { bits: prefix, kept_ties: below })
+    }
+
+    /// Among values of exactly the threshold's magnitude, how many are kept.
+    pub fn kept_ties(self) -> u64 {
+        self.kept_ties
+    }
+
+    /// The magnitude.
+    pub fn magnitude(self) -> f32 {
+        f32::from_bits(self.bits)
+    }
+
+    /// The mask of the next tensor, which takes its share of the ties from the threshold.
+    ///
+    /// # Shapes
+    /// `values` is `[rows, cols]`.
+    ///
+    /// # Errors
+    /// When there are not `rows · cols` values.
+    pub fn next_mask(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Mask, MethodError> {
+        crate::weight::WeightError::check_len("values to prune", rows * cols, values.len())?;
+        let threshold = self.bits;
+        let ties_of = |row: usize| {
+            values[row * cols..(row + 1) * cols]
+                .iter()
+                .filter(|x| select::magnitude_bits(**x) == threshold)
+                .count() as u64
+        };
+        let ties: Vec<u64> = (0..rows).into_par_iter().map(ties_of).collect();
+        // how many ties each row may keep, and in which column the last of them stands
+        let mut left = self.kept_ties;
+        let quota: Vec<u64> = ties
+            .iter()
+            .map(|ties| {
+                let quota = left.min(*ties);
+                left -= quota;
+                quota
+            })
+            .collect();
+        self.kept_ties = left;
+        let last_tie: Vec<usize> = (0..rows)
+            .into_par_iter()
+            .map(|row| {
+                let quota = quota[row] as usize;
+                let mut ties = values[row * cols..(row + 1) * cols]
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, x)| select::magnitude_bits(**x) == threshold);
+                if quota == 0 { 0 } else { ties.nth(quota - 1).map_or(0, |(col, _)| col + 1) }
+            })
+            .collect();
+        Ok(Mask::from_fn(rows, cols, |row, col| {
+            let bits = select::magnitude_bits(values[row * cols + col]);
+            bits > threshold || (bits == threshold && col < last_tie[row])
+        }))
+    }
+}
+
+fn add_histogram(values: &[f32], pass: usize, prefix: u32, counts: &mut [u64]) {
+    if values.len() <= 4 * CHUNK {
+        return select::radix_histogram(values, pass, prefix, counts);
+    }
+    let shared: Vec<AtomicU64> = counts.iter().map(|c| AtomicU64::new(*c)).collect();
+    values.par_chunks(4 * CHUNK).for_each(|values| {
+        let mut local = vec![0u64; shared.len()];
+        select::radix_histogram(values, pass, prefix, &mut local);
+        for (shared, local) in shared.iter().zip(local) {
+            if local > 0 {
+                shared.fetch_add(local, Ordering::Relaxed);
+            }
+        }
+    });
+    for (count, shared) in counts.iter_mut().zip(shared) {
+        *count = shared.into_inner();
+    }
+}
+
+/// The mask that keeps the `n` largest magnitudes of every `m` neighbours in a row.
+///
+/// # Shapes
+/// `values` is `[rows, cols]`; a last group of `t < m` columns keeps `min(n, t)`.
+///
+/// # Errors
+/// When there are not `rows · cols` values.
+pub fn n_of_m_mask(pattern: NofM, rows: usize, cols: usize, values: &[f32]) -> Result<Mask, MethodError> {
+    crate::weight::WeightError::check_len("values to prune", rows * cols, values.len())?;
+    let mut keep = vec![false; rows * cols];
+    if cols > 0 {
+        keep.par_chunks_mut(cols).zip(values.par_chunks(cols)).for_each(|(keep, values)| {
+            for (keep, group) in keep.chunks_mut(pattern.m()).zip(values.chunks(pattern.m())) {
+                select::keep_n_of_m(group, pattern.n(), keep);
+            }
+        });
+    }
+    Ok(Mask::from_fn(rows, cols, |row, col| keep[row * cols + col]))
+}
+
+/// Magnitude pruning (Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015).
+///
+/// ```
+/// use tersor::{Layer, LayoutKind, Magnitude, Method, Precision, Sparsity};
+///
+/// let values = [0.1, -2.0, 0.3, 4.0];
+/// let layer = Layer {
+///     shape: &[1, 4],
+///     values: &values,
+///     mask: None,
+///     precision: Precision::F32,
+///     layout: LayoutKind::Bitmask,
+/// };
+/// let weight = Magnitude::unstructured(Sparsity::new(0.5)?).compress(&layer)?.weight;
+/// assert_eq!(weight.dequantize().as_slice(), Some(&[0.0, -2.0, 0.0, 4.0][..]));
+/// assert_eq!(weight.form().bytes().total(), 1 + 2 * 4); // four bits, two values
+/// # Ok::<(), tersor::MethodError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Magnitude {
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
+    Unstructured(Sparsity),
+    NofM(NofM),
+}
+
+impl Magnitude {
+    /// Drops the smallest magnitudes of the layer.
+    pub fn unstructured(sparsity: Sparsity) -> Self {
+        Self { kind: Kind::Unstructured(sparsity) }
+    }
+
+    /// Keeps the `n` largest magnitudes of every `m` neighbours in a row (Mishra et al., "Accelerating Sparse Deep Neural
+    /// Networks", 2021, for 2:4).
+    pub fn n_of_m(pattern: NofM) -> Self {
+        Self { kind: Kind::NofM(pattern) }
+    }
+
+    /// What the method keeps of a layer.
+    ///
+    /// # Errors
+    /// When a value is NaN or infinite.
+    pub fn mask(&self, layer: &Layer<'_>) -> Result<Mask, MethodError> {
+        layer.check()?;
+        let (rows, cols) = (layer.rows(), layer.cols());
+        match self.kind {
+            Kind::NofM(pattern) => n_of_m_mask(pattern, rows, cols, layer.values),
+            Kind::Unstructured(sparsity) => {
+                let drop = sparsity.of(layer.values.len() as u64);
+                let mut threshold = MagnitudeThreshold::find(drop, |show| {
+                    show(layer.values);
+                    Ok::<(), MethodError>(())
+                })?;
+                threshold.next_mask(rows, cols, layer.values)
+            }
+        }
+    }
+}
+
+impl Method for Magnitude {
+    fn name(&self) -> String {
+        match self.kind {
+            Kind::Unstructured(sparsity) => format!("magnitude {:.4}%", sparsity.get() * 100.0).replace(".0000", ""),
+            Kind::NofM(pattern) => format!("magnitude {pattern}"),
+        }
+    }
+
+    fn coding(&self, before: Coding) -> Coding {
+        before
+    }
+
+    fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
+        keep(layer, &self.mask(layer)?)
+    }
+}
+
+/// Stores what `mask` and the layer's own mask keep, in the layer's precision.
+pub(crate) fn keep(layer: &Layer<'_>, mask: &Mask) -> Result<Compressed, MethodError> {
+    let both;
+    let (mask, layout) = match layer.mask {
+        Some(before) => {
+            both = mask.and(before)?;
+            // two patterns together are in general neither of them
+            let layout = if both == *mask { layer.layout } else { LayoutKind::Bitmask };
+            (&both, layout)
+        }
+        None => (mask, layer.layout),
+    };
+    let mut values = layer.values.to_vec();
+    mask.apply(&mut values)?;
+    let values = DenseValues::Float(layer.precision, &values);
+    let weight = CompressedWeight::encode(layer.shape, layout, Some(mask), values)?;
+    Ok(Compressed { weight, clamped: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sort by magnitude, then by index: drop the smallest, among equals the last.
+    fn oracle(values: &[f32], drop: usize) -> Vec<bool> {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()).then(b.cmp(a)));
+        let mut keep = vec![true; values.len()];
+        order[..drop].iter().for_each(|i| keep[*i] = false);
+        keep
+    }
+
+    fn mask_of(values: &[f32], rows: usize, drop: usize) -> Mask {
+        let mut threshold =
+            MagnitudeThreshold::find(drop as u64, |show| Ok::<(), MethodError>(show(values))).unwrap();
+        threshold.next_mask(rows, values.len() / rows, values).unwrap()
+    }
+
+    #[test]
+    fn every_count_is_exact_with_many_ties() {
+        let values: Vec<f32> =
+            (0..60u32).map(|i| [0.0, -0.0, 1.0, -1.0, 1e-40, 3e38, 0.5][(i * i % 7) as usize]).collect();
+        for drop in 0..=values.len() {
+            let mask = mask_of(&values, 5, drop);
+            let expected = oracle(&values, drop);
+            assert_eq!(mask.kept(), values.len() - drop);
+            for (i, keep) in expected.iter().enumerate() {
+                assert_eq!(mask.keeps(i / 12, i % 12), *keep, "drop {drop}, index {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn large_tensors_take_the_parallel_path() {
+        let values: Vec<f32> =
+            (0..200_000u64).map(|i| ((i * 2_654_435_761 % 1_000_003) as f32 - 5e5) * 1e-3).collect();
+        let mask = mask_of(&values, 8, 123_457);
+        let expected = oracle(&values, 123_457);
+        assert!((0..values.len()).all(|i| mask.keeps(i / 25_000, i % 25_000) == expected[i]));
+    }
+
+    #[test]
+    fn one_threshold_cuts_across_tensors_and_ties_go_in_order() {
+        let tensors = [vec![1.0f32, 2.0, 1.0, 0.5], vec![1.0, 1.0, 3.0, 0.1]];
+        // of the eight, drop four: 0.1, 0.5 and the last two of the four ones
+        let mut threshold = MagnitudeThreshold::find(4, |show| {
+            tensors.iter().for_each(|t| show(t));
+            Ok::<(), MethodError>(())
+        })
+        .unwrap();
+        assert_eq!((threshold.magnitude(), threshold.kept_ties()), (1.0, 2));
+        let kept = |mask: Mask| mask.kept_in_row(0).collect::<Vec<_>>();
+        assert_eq!(kept(threshold.next_mask(1, 4, &tensors[0]).unwrap()), [0, 1, 2]);
+        assert_eq!(kept(threshold.next_mask(1, 4, &tensors[1]).unwrap()), [2]);
+    }
+
+    #[test]
+    fn sparsity_is_a_fraction() {
+        assert!(Sparsity::new(1.0).is_err() && Sparsity::new(-0.1).is_err() && Sparsity::new(f64::NAN).is_err());
+        assert_eq!(Sparsity::new(0.5).unwrap().of(3), 2);
+    }
+}

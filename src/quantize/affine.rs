@@ -1,0 +1,108 @@
+use super::observer::Range;
+use super::round::CodeType;
+use crate::dtype::Precision;
+use crate::kernels::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
+use crate::kernels::quantize::quantize_one;
+use crate::layer::MethodError;
+
+/// Largest e4m3 value.
+pub(crate) const F8_E4M3_MAX: f32 = 448.0;
+
+/// Scale and zero point of one tile: `value = (code − zero_point) · scale`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    /// Step between neighbouring codes; positive.
+    pub scale: f32,
+    /// The code of 0.
+    pub zero_point: i8,
+}
+
+impl Affine {
+    /// The parameters that spread the codes over a range, which is widened to include 0.
+    ///
+    /// Symmetric: `scale = max(−min, max) / ((2^b − 1) / 2)` for integers and `/ 448` for e4m3. Asymmetric:
+    /// `scale = (max − min) / (2^b − 1)`, `zero_point = round(−2^(b−1) − min / scale)`. A scale of zero becomes the
+    /// precision's epsilon. Every operation is rounded to `precision` (`compressed-tensors`, `calculate_qparams`).
+    ///
+    /// # Errors
+    /// When the width of the range overflows the precision.
+    pub fn from_range(range: Range, codes: CodeType, precision: Precision) -> Result<Self, MethodError> {
+        let (min, max) = (range.min.min(0.0), range.max.max(0.0));
+        let round = |x| precision.round(x);
+        let (mut scale, zero_point) = match codes {
+            CodeType::F8E4M3 => (round(max.max(-min) / F8_E4M3_MAX), 0),
+            CodeType::Int { bits, symmetric: true } => {
+                let (low, high) = bits.range();
+                (round(max.max(-min) / ((high - low) as f32 / 2.0)), 0)
+            }
+            CodeType::Int { bits, symmetric: false } => {
+                let (low, high) = bits.range();
+                let (low, high) = (low as f32, high as f32);
+                let scale = round(round(max - min) / (high - low));
+                // All values zero: 0/0 would be NaN, and any zero point is right.
+                let shift = if min == 0.0 { 0.0 } else { round(min / scale) };
+                let zero_point = if scale == 0.0 && min == 0.0 { 0.0 } else { round(low - shift) };
+                (scale, zero_point.clamp(low, high).round_ties_even() as i8)
+            }
+        };
+        if !scale.is_finite() {
+            return Err(MethodError::Range { min: range.min, max: range.max });
+        }
+        if scale == 0.0 {
+            scale = precision.epsilon();
+        }
+        Ok(Self { scale, zero_point })
+    }
+
+    /// A value after quantizing and dequantizing.
+    pub fn fake_quantize(self, x: f32, codes: CodeType, precision: Precision) -> f32 {
+        match codes {
+            CodeType::F8E4M3 => {
+                let scaled = precision.round(x / self.scale).clamp(-F8_E4M3_MAX, F8_E4M3_MAX);
+                precision.round(f8_e4m3_to_f32(f8_e4m3_from_f32(scaled)) * self.scale)
+            }
+            CodeType::Int { bits, .. } => {
+                let (low, high) = bits.range();
+                let zero_point = f32::from(self.zero_point);
+                let code = quantize_one(x, self.scale, zero_point, low as f32, high as f32, precision);
+                precision.round((f32::from(code) - zero_point) * self.scale)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weight::Bits;
+
+    #[test]
+    fn symmetric_int4_by_hand() {
+        let codes = CodeType::Int { bits: Bits::new(4).unwrap(), symmetric: true };
+        let affine = Affine::from_range(Range { min: -3.0, max: 15.0 }, codes, Precision::F32).unwrap();
+        assert_eq!(affine, Affine { scale: 2.0, zero_point: 0 }); // 15 / 7.5
+        // 15 / 2 = 7.5 rounds to 8 and is clamped to 7; −3 / 2 = −1.5 rounds to −2
+        assert_eq!(affine.fake_quantize(15.0, codes, Precision::F32), 14.0);
+        assert_eq!(affine.fake_quantize(-3.0, codes, Precision::F32), -4.0);
+    }
+
+    #[test]
+    fn asymmetric_int8_by_hand() {
+        let codes = CodeType::Int { bits: Bits::new(8).unwrap(), symmetric: false };
+        let affine = Affine::from_range(Range { min: 1.0, max: 255.0 }, codes, Precision::F32).unwrap();
+        assert_eq!(affine, Affine { scale: 1.0, zero_point: -128 }); // the range starts at 0
+        let affine = Affine::from_range(Range { min: -255.0, max: 0.0 }, codes, Precision::F32).unwrap();
+        assert_eq!(affine, Affine { scale: 1.0, zero_point: 127 });
+        let zero = Affine::from_range(Range { min: 0.0, max: 0.0 }, codes, Precision::Bf16).unwrap();
+        assert_eq!(zero, Affine { scale: 0.007_812_5, zero_point: 0 });
+    }
+
+    #[test]
+    fn a_range_wider_than_f16_is_refused() {
+        let codes = CodeType::Int { bits: Bits::new(8).unwrap(), symmetric: false };
+        let range = Range { min: -60_000.0, max: 60_000.0 };
+        assert!(Affine::from_range(range, codes, Precision::F32).is_ok());
+        let error = Affine::from_range(range, codes, Precision::F16).unwrap_err();
+        assert!(error.to_string().contains("-60000 to 60000"), "{error}");
+    }
+}

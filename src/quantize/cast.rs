@@ -1,0 +1,100 @@
+use crate::dtype::Precision;
+use crate::kernels::convert;
+use crate::layer::{Compressed, Layer, Method, MethodError};
+use crate::weight::{Coding, CompressedWeight, DenseValues};
+
+/// What happens to a finite value that the target type would turn into an infinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// The layer is refused.
+    #[default]
+    Refuse,
+    /// The value becomes the largest finite one, and is counted.
+    Clamp,
+}
+
+/// Converts weights to another float type: nearest, ties to even.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloatCast {
+    precision: Precision,
+    overflow: Overflow,
+}
+
+impl FloatCast {
+    /// Converts to `precision`, and refuses weights that overflow it.
+    pub fn to(precision: Precision) -> Self {
+        Self { precision, overflow: Overflow::Refuse }
+    }
+
+    /// Chooses what happens on overflow.
+    #[must_use]
+    pub fn overflow(self, overflow: Overflow) -> Self {
+        Self { overflow, ..self }
+    }
+}
+
+impl Method for FloatCast {
+    fn name(&self) -> String {
+        format!("cast to {}", self.coding(Coding::Float(self.precision)))
+    }
+
+    fn coding(&self, _before: Coding) -> Coding {
+        Coding::Float(self.precision)
+    }
+
+    fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
+        layer.check()?;
+        let encode = |values: &[f32]| {
+            let values = DenseValues::Float(self.precision, values);
+            CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)
+        };
+        let clamped = convert::count_overflow(self.precision, layer.values);
+        if clamped == 0 {
+            return Ok(Compressed { weight: encode(layer.values)?, clamped: 0 });
+        }
+        let limit = self.precision.max();
+        if self.overflow == Overflow::Refuse {
+            let overflows = |x: &f32| self.precision.round(*x).is_infinite();
+            let index = layer.values.iter().position(overflows).unwrap_or_default();
+            return Err(MethodError::Overflow {
+                count: clamped,
+                limit,
+                target: if self.precision == Precision::F16 { "f16" } else { "bf16" },
+                index,
+                value: layer.values[index],
+            });
+        }
+        let values: Vec<f32> = layer.values.iter().map(|x| x.clamp(-limit, limit)).collect();
+        Ok(Compressed { weight: encode(&values)?, clamped: clamped as u64 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weight::LayoutKind;
+
+    #[test]
+    fn overflow_is_refused_or_clamped_and_counted() {
+        // 65520 is the first value that rounds to infinity in f16, 65519 still rounds to 65504
+        let values = [1.0, 65519.0, 65520.0, -1e9];
+        let layer = Layer {
+            shape: &[2, 2],
+            values: &values,
+            mask: None,
+            precision: Precision::F32,
+            layout: LayoutKind::Dense,
+        };
+        let cast = FloatCast::to(Precision::F16);
+        let error = cast.compress(&layer).unwrap_err();
+        assert!(
+            matches!(error, MethodError::Overflow { count: 2, index: 2, value: 65520.0, limit: 65504.0, .. }),
+            "{error}"
+        );
+        let clamped = cast.overflow(Overflow::Clamp).compress(&layer).unwrap();
+        assert_eq!(clamped.clamped, 2);
+        let dense = clamped.weight.dequantize();
+        assert_eq!(dense.as_slice().unwrap(), [1.0, 65504.0, 65504.0, -65504.0]);
+        assert_eq!(FloatCast::to(Precision::Bf16).compress(&layer).unwrap().clamped, 0);
+    }
+}

@@ -1,0 +1,217 @@
+use rayon::prelude::*;
+
+use super::affine::Affine;
+use super::observer::{Observer, Range};
+use crate::dtype::Precision;
+use crate::kernels::{quantize, reduce};
+use crate::layer::{Compressed, Layer, Method, MethodError};
+use crate::weight::{Bits, Coding, CompressedWeight, DenseValues, Granularity, ScaleGrid, Scales};
+
+/// The codes that values are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeType {
+    /// Integers of `bits` bits.
+    Int {
+        /// Bits of a code.
+        bits: Bits,
+        /// Whether the zero point is fixed at 0.
+        symmetric: bool,
+    },
+    /// e4m3 floats.
+    F8E4M3,
+}
+
+impl CodeType {
+    /// Distinct magnitudes that codes can express, about: what an entropy search merges its bins into.
+    pub(crate) fn magnitude_levels(self) -> usize {
+        match self {
+            Self::Int { bits, .. } => 1 << (bits.get() - 1),
+            Self::F8E4M3 => 128,
+        }
+    }
+}
+
+/// Round-to-nearest quantization: every value becomes the nearest code under the scale of its tile.
+///
+/// Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+/// (2018), equation 1, with round half to even.
+///
+/// ```
+/// use tersor::{Bits, Granularity, Layer, LayoutKind, Method, Observer, Precision, RoundToNearest};
+///
+/// let values = [0.1, -0.2, 0.3, 1.0, 2.0, -4.0];
+/// let layer = Layer {
+///     shape: &[2, 3],
+///     values: &values,
+///     mask: None,
+///     precision: Precision::F32,
+///     layout: LayoutKind::Dense,
+/// };
+/// let int8 = RoundToNearest::int(Bits::new(8).unwrap()).granularity(Granularity::Channel);
+/// let weight = int8.compress(&layer)?.weight;
+/// for (x, y) in values.iter().zip(weight.dequantize()) {
+///     assert!((x - y).abs() <= 0.5 * 4.0 / 127.5);
+/// }
+/// # Ok::<(), tersor::MethodError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoundToNearest {
+    codes: CodeType,
+    granularity: Granularity,
+    observer: Observer,
+}
+
+impl RoundToNearest {
+    /// Symmetric integers, one scale per channel, range from smallest to largest value.
+    pub fn int(bits: Bits) -> Self {
+        Self::codes(CodeType::Int { bits, symmetric: true })
+    }
+
+    /// e4m3 floats, one scale per channel.
+    pub fn f8_e4m3() -> Self {
+        Self::codes(CodeType::F8E4M3)
+    }
+
+    /// Codes of this type, one scale per channel, range from smallest to largest value.
+    pub fn codes(codes: CodeType) -> Self {
+        Self { codes, granularity: Granularity::Channel, observer: Observer::MinMax }
+    }
+
+    /// Chooses which weights share a scale.
+    #[must_use]
+    pub fn granularity(self, granularity: Granularity) -> Self {
+        Self { granularity, ..self }
+    }
+
+    /// Chooses how the range of each tile is found.
+    #[must_use]
+    pub fn observer(self, observer: Observer) -> Self {
+        Self { observer, ..self }
+    }
+
+    fn affine_of_tiles(&self, layer: &Layer<'_>, grid: ScaleGrid) -> Result<Vec<Affine>, MethodError> {
+        let (rows, cols) = (layer.rows(), layer.cols());
+        let affine_of = |values: &[f32]| {
+            let range = self.observer.range(values, self.codes, layer.precision)?;
+            Affine::from_range(range, self.codes, layer.precision)
+        };
+        if grid.len() == 1 && layer.mask.is_none() {
+            // the whole tensor is one tile, and already lies in one piece
+            return Ok(vec![affine_of(layer.values)?]);
+        }
+        if layer.values.is_empty() {
+            let zero = Affine::from_range(Range { min: 0.0, max: 0.0 }, self.codes, layer.precision)?;
+            return Ok(vec![zero; grid.len()]);
+        }
+        (0..grid.len())
+            .into_par_iter()
+            .map_init(Vec::new, |gathered, tile| {
+                let first_row = tile / grid.cols * grid.block_rows;
+                let first_col = tile % grid.cols * grid.block_cols;
+                let last_row = (first_row + grid.block_rows).min(rows);
+                let last_col = (first_col + grid.block_cols).min(cols);
+                if last_row - first_row == 1 && layer.mask.is_none() {
+                    return affine_of(&layer.values[first_row * cols + first_col..first_row * cols + last_col]);
+                }
+                gathered.clear();
+                for row in first_row..last_row {
+                    let values = &layer.values[row * cols..(row + 1) * cols];
+                    match layer.mask {
+                        // what was pruned is not stored as a code and must not shape the range
+                        Some(mask) => gathered
+                            .extend((first_col..last_col).filter(|c| mask.keeps(row, *c)).map(|c| values[c])),
+                        None => gathered.extend_from_slice(&values[first_col..last_col]),
+                    }
+                }
+                affine_of(gathered)
+            })
+            .collect()
+    }
+}
+
+impl Method for RoundToNearest {
+    fn name(&self) -> String {
+        let observer = match self.observer {
+            Observer::MinMax => String::new(),
+            Observer::AbsMax => ", absmax".into(),
+            Observer::Percentile(p) => format!(", percentile {p}"),
+            Observer::Mse => ", mse".into(),
+            Observer::Entropy => ", entropy".into(),
+        };
+        format!("round to {}{observer}", self.coding(Coding::Float(Precision::F32)))
+    }
+
+    fn coding(&self, before: Coding) -> Coding {
+        let scales = match before {
+            Coding::Float(precision) => precision,
+            Coding::F8E4M3 { scales, .. } | Coding::Int { scales, .. } => scales,
+        };
+        let granularity = self.granularity;
+        match self.codes {
+            CodeType::Int { bits, symmetric } => Coding::Int { bits, symmetric, granularity, scales },
+            CodeType::F8E4M3 => Coding::F8E4M3 { granularity, scales },
+        }
+    }
+
+    fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
+        layer.check()?;
+        let (rows, cols, precision) = (layer.rows(), layer.cols(), layer.precision);
+        let grid = self.granularity.grid(rows, cols);
+        let tiles = self.affine_of_tiles(layer, grid)?;
+        let zero_points = match self.codes {
+            CodeType::Int { symmetric: false, .. } => Some(tiles.iter().map(|a| a.zero_point).collect()),
+            _ => None,
+        };
+        let scales = Scales::new(
+            self.granularity,
+            precision,
+            tiles.iter().map(|a| a.scale).collect(),
+            zero_points,
+        )?;
+        let encode = |values| CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values);
+        let weight = match self.codes {
+            CodeType::Int { bits, .. } => {
+                let codes = per_run(layer, grid, |values, tile, codes: &mut [i8]| {
+                    let Affine { scale, zero_point } = tiles[tile];
+                    quantize::quantize_int(values, scale, zero_point, bits.get(), precision, codes);
+                });
+                encode(DenseValues::Int(bits, &codes, &scales))?
+            }
+            CodeType::F8E4M3 => {
+                let codes = per_run(layer, grid, |values, tile, codes: &mut [u8]| {
+                    quantize::quantize_f8(values, tiles[tile].scale, precision, codes);
+                });
+                encode(DenseValues::F8E4M3(&codes, &scales))?
+            }
+        };
+        // Rounding an f16 scale up can push the largest code past the largest f16.
+        if precision == Precision::F16
+            && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
+        {
+            let (min, max) = reduce::min_max(layer.values);
+            return Err(MethodError::Range { min, max });
+        }
+        Ok(Compressed { weight, clamped: 0 })
+    }
+}
+
+/// Codes of all values, made run by run: `f(values, tile, codes)` for each stretch of a row that lies in one tile.
+fn per_run<T: Default + Copy + Send>(
+    layer: &Layer<'_>,
+    grid: ScaleGrid,
+    f: impl Fn(&[f32], usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let cols = layer.cols();
+    let mut codes = vec![T::default(); layer.values.len()];
+    if cols > 0 {
+        codes.par_chunks_mut(cols).zip(layer.values.par_chunks(cols)).enumerate().for_each(
+            |(row, (codes, values))| {
+                let runs = codes.chunks_mut(grid.block_cols).zip(values.chunks(grid.block_cols));
+                for (run, (codes, values)) in runs.enumerate() {
+                    f(values, grid.index(row, run * grid.block_cols), codes);
+                }
+            },
+        );
+    }
+    codes
+}

@@ -1,0 +1,59 @@
+/// What can be wrong with the parts of a compressed weight.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightError {
+    /// A part has the wrong number of elements.
+    #[error("{what}: expected {expected}, got {actual}")]
+    Length {
+        /// The part.
+        what: &'static str,
+        /// Elements that the shape asks for.
+        expected: usize,
+        /// Elements there are.
+        actual: usize,
+    },
+    /// The tensor has more elements than the address space.
+    #[error("shape {shape:?} has more elements than this machine can address")]
+    TooLarge {
+        /// Shape of the tensor.
+        shape: Vec<usize>,
+    },
+    /// A mask of another shape than the weight's matrix.
+    #[error("a mask of shape {mask:?} does not fit a weight of shape {weight:?}")]
+    MaskShape {
+        /// Rows and columns of the mask.
+        mask: [usize; 2],
+        /// Rows and columns of the weight.
+        weight: [usize; 2],
+    },
+    /// The positions of kept values contradict the layout.
+    #[error("row {row}: {reason}")]
+    Positions {
+        /// The row, counted from 0.
+        row: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A scale is NaN, infinite or negative.
+    #[error("scale {value} at index {index}")]
+    Scale {
+        /// Index of the scale, row-major.
+        index: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// Activations whose number of features is not the weight's number of columns.
+    #[error("activations of shape {activations:?} do not fit a weight of {cols} input features")]
+    Activations {
+        /// Shape of the activations.
+        activations: [usize; 2],
+        /// Columns of the weight.
+        cols: usize,
+    },
+}
+
+impl WeightError {
+    pub(crate) fn check_len(what: &'static str, expected: usize, actual: usize) -> Result<(), Self> {
+        if expected == actual { Ok(()) } else { Err(Self::Length { what, expected, actual }) }
+    }
+}

@@ -1,0 +1,438 @@
+//! What a compressed weight looks like, without its data: enough to know its exact bytes.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use super::WeightError;
+use crate::dtype::Precision;
+use crate::kernels::pack::words_for;
+
+/// Bits of an integer code: 2 to 8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bits(u8);
+
+impl Bits {
+    /// Codes of `bits` bits; `None` outside 2 to 8.
+    pub fn new(bits: u8) -> Option<Self> {
+        (2..=8).contains(&bits).then_some(Self(bits))
+    }
+
+    /// The number of bits.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Smallest and largest code: `−2^(bits−1)` and `2^(bits−1) − 1`.
+    pub fn range(self) -> (i32, i32) {
+        let half = 1 << (self.0 - 1);
+        (-half, half - 1)
+    }
+}
+
+/// Which weights share one scale.
+///
+/// Every granularity tiles the `[rows, cols]` matrix with rectangles of one size; tiles at the right and lower edge
+/// may be smaller (a ragged last group).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// One scale for the whole weight.
+    Tensor,
+    /// One scale per row (output feature).
+    Channel,
+    /// One scale per run of this many columns of a row.
+    Group(NonZeroUsize),
+    /// One scale per tile of `[rows, cols]`.
+    Block(NonZeroUsize, NonZeroUsize),
+}
+
+impl Granularity {
+    /// The tiling of a `[rows, cols]` matrix.
+    pub fn grid(self, rows: usize, cols: usize) -> ScaleGrid {
+        let (block_rows, block_cols) = match self {
+            Self::Tensor => (rows, cols),
+            Self::Channel => (1, cols),
+            Self::Group(size) => (1, size.get()),
+            Self::Block(rows, cols) => (rows.get(), cols.get()),
+        };
+        let (block_rows, block_cols) = (block_rows.max(1), block_cols.max(1));
+        ScaleGrid {
+            block_rows,
+            block_cols,
+            // A tensor or row without elements still has its scale, so that shapes do not depend on emptiness.
+            rows: if self == Self::Tensor { 1 } else { rows.div_ceil(block_rows) },
+            cols: match self {
+                Self::Tensor | Self::Channel => 1,
+                _ => cols.div_ceil(block_cols),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Granularity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tensor => f.write_str("tensor"),
+            Self::Channel => f.write_str("channel"),
+            Self::Group(size) => write!(f, "group {size}"),
+            Self::Block(rows, cols) => write!(f, "block {rows}×{cols}"),
+        }
+    }
+}
+
+/// A tiling of a matrix: tile size, and number of tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScaleGrid {
+    /// Rows of one tile.
+    pub block_rows: usize,
+    /// Columns of one tile.
+    pub block_cols: usize,
+    /// Tiles from top to bottom.
+    pub rows: usize,
+    /// Tiles from left to right.
+    pub cols: usize,
+}
+
+impl ScaleGrid {
+    /// Number of tiles, and so of scales.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are no tiles.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Index of the tile that holds `(row, col)`, row-major.
+    #[inline]
+    pub fn index(&self, row: usize, col: usize) -> usize {
+        (row / self.block_rows) * self.cols + col / self.block_cols
+    }
+}
+
+/// At most `n` kept weights in every `m` neighbours of a row, `1 ≤ n ≤ m ≤ 16`.
+///
+/// When the number of columns is no multiple of `m`, the last `t` columns of a row keep `min(n, t)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NofM {
+    n: u8,
+    m: u8,
+}
+
+impl NofM {
+    /// The pattern `n:m`; `None` unless `1 ≤ n ≤ m ≤ 16`.
+    pub fn new(n: usize, m: usize) -> Option<Self> {
+        (1 <= n && n <= m && m <= 16).then_some(Self { n: n as u8, m: m as u8 })
+    }
+
+    /// Weights kept in a group.
+    pub fn n(self) -> usize {
+        usize::from(self.n)
+    }
+
+    /// Weights in a group.
+    pub fn m(self) -> usize {
+        usize::from(self.m)
+    }
+
+    /// Weights kept in a row of `cols`.
+    pub fn kept_per_row(self, cols: usize) -> usize {
+        cols / self.m() * self.n() + self.n().min(cols % self.m())
+    }
+
+    /// Bits that name a position within a group.
+    pub(crate) fn position_bits(self) -> u8 {
+        (u8::BITS - (self.m - 1).leading_zeros()).max(1) as u8
+    }
+}
+
+impl fmt::Display for NofM {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.n, self.m)
+    }
+}
+
+/// Where values stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayoutKind {
+    /// Every position has a value.
+    Dense,
+    /// One bit per position says whether it has a value.
+    Bitmask,
+    /// Every group of a row has the same number of values, each with its position in the group.
+    NofM(NofM),
+    /// Row offsets, and a column number per value.
+    CompressedRows,
+}
+
+impl LayoutKind {
+    /// Bytes that say where `kept` values of a `[rows, cols]` matrix stand.
+    pub fn position_bytes(self, rows: usize, cols: usize, kept: usize) -> u64 {
+        let bytes = match self {
+            Self::Dense => 0,
+            Self::Bitmask => rows * cols.div_ceil(8),
+            Self::NofM(pattern) => 4 * words_for(kept, pattern.position_bits()),
+            Self::CompressedRows => (rows + 1) * 8 + kept * column_size(cols),
+        };
+        bytes as u64
+    }
+}
+
+impl fmt::Display for LayoutKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::Bitmask => f.write_str("bitmask"),
+            Self::NofM(pattern) => write!(f, "{pattern}"),
+            Self::CompressedRows => f.write_str("rows"),
+        }
+    }
+}
+
+/// Bytes of a column number in compressed rows of `cols` columns.
+pub(crate) fn column_size(cols: usize) -> usize {
+    if cols <= 1 << 16 { 2 } else { 4 }
+}
+
+/// How one value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Coding {
+    /// A float of this precision.
+    Float(Precision),
+    /// e4m3 codes under scales: `value = code · scale`.
+    F8E4M3 {
+        /// Which weights share a scale.
+        granularity: Granularity,
+        /// Precision of the scales.
+        scales: Precision,
+    },
+    /// Integer codes: `value = (code − zero_point) · scale`.
+    Int {
+        /// Bits of a code.
+        bits: Bits,
+        /// Whether all zero points are 0 (and are not stored).
+        symmetric: bool,
+        /// Which weights share a scale and zero point.
+        granularity: Granularity,
+        /// Precision of the scales.
+        scales: Precision,
+    },
+}
+
+impl Coding {
+    /// The granularity of the scales, `None` for plain floats.
+    pub fn granularity(self) -> Option<Granularity> {
+        match self {
+            Self::Float(_) => None,
+            Self::F8E4M3 { granularity, .. } | Self::Int { granularity, .. } => Some(granularity),
+        }
+    }
+}
+
+impl fmt::Display for Coding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float(Precision::F32) => f.write_str("f32"),
+            Self::Float(Precision::F16) => f.write_str("f16"),
+            Self::Float(Precision::Bf16) => f.write_str("bf16"),
+            Self::F8E4M3 { granularity, .. } => write!(f, "f8 e4m3, {granularity}"),
+            Self::Int { bits, symmetric, granularity, .. } => {
+                write!(f, "int{}{}, {granularity}", bits.get(), if *symmetric { "" } else { " asym" })
+            }
+        }
+    }
+}
+
+/// A compressed weight without its data: shape, layout, coding, and how many values it keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    shape: Vec<usize>,
+    layout: LayoutKind,
+    coding: Coding,
+    kept: usize,
+}
+
+impl Form {
+    /// A form that keeps `kept` of the weight's values.
+    ///
+    /// # Shapes
+    /// `shape` is the tensor's own; the matrix has `shape[0]` rows and the product of the rest as columns.
+    ///
+    /// # Errors
+    /// When the number of elements overflows, or `kept` is not what the layout holds.
+    pub fn new(shape: &[usize], layout: LayoutKind, coding: Coding, kept: usize) -> Result<Self, WeightError> {
+        let [rows, cols] = matrix_shape(shape)?;
+        let holds = match layout {
+            LayoutKind::Dense => rows * cols,
+            LayoutKind::NofM(pattern) => rows * pattern.kept_per_row(cols),
+            LayoutKind::Bitmask | LayoutKind::CompressedRows => kept.min(rows * cols),
+        };
+        WeightError::check_len("kept values", holds, kept)?;
+        Ok(Self { shape: shape.to_vec(), layout, coding, kept })
+    }
+
+    /// Shape of the tensor.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Rows of the matrix: output features.
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Columns of the matrix: the product of all other dimensions.
+    pub fn cols(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// Where values stand.
+    pub fn layout(&self) -> LayoutKind {
+        self.layout
+    }
+
+    /// How one value is written.
+    pub fn coding(&self) -> Coding {
+        self.coding
+    }
+
+    /// Number of stored values.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// The tiling of the scales, `None` for plain floats.
+    pub fn grid(&self) -> Option<ScaleGrid> {
+        Some(self.coding.granularity()?.grid(self.rows(), self.cols()))
+    }
+
+    /// Whether the last group of a row, or the tiles at an edge, are smaller than the others.
+    pub fn is_ragged(&self) -> bool {
+        match self.coding.granularity() {
+            Some(Granularity::Group(size)) => !self.cols().is_multiple_of(size.get()),
+            _ => false,
+        }
+    }
+
+    /// Exact bytes of everything that is stored for the weight.
+    pub fn bytes(&self) -> WeightBytes {
+        let (rows, cols) = (self.rows(), self.cols());
+        let positions = self.layout.position_bytes(rows, cols, self.kept);
+        let grid = self.grid();
+        let scale_count = grid.map_or(0, |g| g.len());
+        let (values, scales, zero_points) = match self.coding {
+            Coding::Float(precision) => (self.kept * precision.size(), 0, 0),
+            Coding::F8E4M3 { scales, .. } => (self.kept, scale_count * scales.size(), 0),
+            Coding::Int { bits, symmetric, granularity, scales } => {
+                let values = match self.layout {
+                    LayoutKind::Dense => rows * 4 * words_for(cols, bits.get()),
+                    _ => 4 * words_for(self.kept, bits.get()),
+                };
+                let zero_points = match (symmetric, granularity, grid) {
+                    (true, _, _) | (_, _, None) => 0,
+                    (_, Granularity::Channel | Granularity::Group(_), Some(grid)) => {
+                        4 * words_for(rows, bits.get()) * grid.cols
+                    }
+                    _ => scale_count,
+                };
+                (values, scale_count * scales.size(), zero_points)
+            }
+        };
+        WeightBytes {
+            values: values as u64,
+            positions,
+            scales: scales as u64,
+            zero_points: zero_points as u64,
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.layout {
+            LayoutKind::Dense => write!(f, "{}", self.coding),
+            layout => write!(f, "{layout} × {}", self.coding),
+        }
+    }
+}
+
+/// Exact bytes of a compressed weight, by what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// The values or codes, padding to whole words included.
+    pub values: u64,
+    /// Bitmask, group positions, or row offsets and columns.
+    pub positions: u64,
+    /// Scales.
+    pub scales: u64,
+    /// Zero points.
+    pub zero_points: u64,
+}
+
+impl WeightBytes {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.values + self.positions + self.scales + self.zero_points
+    }
+}
+
+/// The `[rows, cols]` matrix that a tensor is compressed as: the first dimension, and the product of the others.
+///
+/// # Errors
+/// When the number of elements does not fit the address space.
+pub(crate) fn matrix_shape(shape: &[usize]) -> Result<[usize; 2], WeightError> {
+    let overflow = || WeightError::TooLarge { shape: shape.to_vec() };
+    let rows = shape.first().copied().unwrap_or(1);
+    let cols = shape.iter().skip(1).try_fold(1usize, |a, d| a.checked_mul(*d)).ok_or_else(overflow)?;
+    rows.checked_mul(cols).and_then(|n| n.checked_mul(8)).ok_or_else(overflow)?;
+    Ok([rows, cols])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn int(bits: u8, symmetric: bool, granularity: Granularity) -> Coding {
+        Coding::Int { bits: Bits::new(bits).unwrap(), symmetric, granularity, scales: Precision::F32 }
+    }
+
+    #[test]
+    fn bytes_by_hand() {
+        let group = Granularity::Group(NonZeroUsize::new(64).unwrap());
+        // 100 rows of 300 4-bit codes: 38 words a row; 5 groups a row (the last ragged), zero points 13 words × 5
+        let form = Form::new(&[100, 300], LayoutKind::Dense, int(4, false, group), 30_000).unwrap();
+        assert_eq!(
+            form.bytes(),
+            WeightBytes { values: 100 * 38 * 4, positions: 0, scales: 500 * 4, zero_points: 13 * 4 * 5 }
+        );
+        assert!(form.is_ragged());
+        // 2:4 int8: half of the values, 2 bits of position each
+        let pattern = NofM::new(2, 4).unwrap();
+        let form =
+            Form::new(&[10, 16], LayoutKind::NofM(pattern), int(8, true, Granularity::Channel), 80).unwrap();
+        assert_eq!(form.bytes().total(), 80 + 20 + 40);
+        // bitmask f16 and compressed rows f16 of a convolution [4, 2, 3, 3]
+        let f16 = Coding::Float(Precision::F16);
+        let form = Form::new(&[4, 2, 3, 3], LayoutKind::Bitmask, f16, 7).unwrap();
+        assert_eq!(form.bytes().total(), 4 * 3 + 14);
+        let form = Form::new(&[4, 2, 3, 3], LayoutKind::CompressedRows, f16, 7).unwrap();
+        assert_eq!(form.bytes().total(), 5 * 8 + 7 * 2 + 14);
+    }
+
+    #[test]
+    fn n_of_m_counts_the_tail() {
+        let pattern = NofM::new(2, 4).unwrap();
+        assert_eq!([0, 1, 2, 3, 4, 5, 7].map(|cols| pattern.kept_per_row(cols)), [0, 1, 2, 2, 2, 3, 4]);
+        assert_eq!([1, 2, 4, 5, 16].map(|m| NofM::new(1, m).unwrap().position_bits()), [1, 1, 2, 3, 4]);
+        assert_eq!(NofM::new(3, 2), None);
+        assert_eq!(NofM::new(1, 17), None);
+    }
+
+    #[test]
+    fn impossible_forms_are_refused() {
+        let f32 = Coding::Float(Precision::F32);
+        assert!(Form::new(&[usize::MAX, 2], LayoutKind::Dense, f32, 0).is_err());
+        assert!(Form::new(&[2, 2], LayoutKind::Dense, f32, 3).is_err());
+        assert!(Form::new(&[2, 2], LayoutKind::Bitmask, f32, 5).is_err());
+    }
+}

@@ -1,0 +1,309 @@
+//! Compressed weights: a *layout* (where values stand) × a *coding* (how one value is written).
+//!
+//! Pruning chooses the layout, quantizing chooses the coding, so that any two compose. Every weight is seen as a
+//! matrix `[rows, cols]` = `[out_features, in_features]`; a convolution `[out, in, kh, kw]` is
+//! `[out, in·kh·kw]`.
+
+mod error;
+mod form;
+mod layout;
+mod mask;
+mod packed;
+mod values;
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+pub use error::WeightError;
+pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
+pub use mask::Mask;
+pub use values::Scales;
+
+pub(crate) use form::{column_size, matrix_shape};
+pub(crate) use layout::Layout;
+pub(crate) use packed::PackedCodes;
+pub(crate) use values::Values;
+
+use crate::dtype::Precision;
+use crate::kernels::matmul::matmul_transposed;
+use values::Scratch;
+
+/// Rows that one task of a product decodes at a time.
+const TILE_ROWS: usize = 64;
+
+/// Values for every position of a matrix, from which a layout picks those that it keeps.
+#[derive(Debug, Clone, Copy)]
+pub enum DenseValues<'a> {
+    /// Floats, stored in this precision (rounded to nearest even if they are not of it).
+    Float(Precision, &'a [f32]),
+    /// e4m3 codes and their scales.
+    F8E4M3(&'a [u8], &'a Scales),
+    /// Signed integer codes and their scales.
+    Int(Bits, &'a [i8], &'a Scales),
+}
+
+/// A weight as it is stored: shape, layout and coded values.
+///
+/// ```
+/// use tersor::{Bits, CompressedWeight, DenseValues, Granularity, LayoutKind, Precision, Scales};
+///
+/// // Two rows of int4 codes, one scale a row.
+/// let scales = Scales::new(Granularity::Channel, Precision::F32, vec![0.5, 2.0], None)?;
+/// let codes = [1i8, -8, 7, 0, 3, -1];
+/// let values = DenseValues::Int(Bits::new(4).unwrap(), &codes, &scales);
+/// let weight = CompressedWeight::encode(&[2, 3], LayoutKind::Dense, None, values)?;
+/// assert_eq!(weight.dequantize().as_slice(), Some(&[0.5, -4.0, 3.5, 0.0, 6.0, -2.0][..]));
+/// assert_eq!(weight.form().bytes().total(), 2 * 4 + 2 * 4); // one word and one scale a row
+///
+/// let y = weight.matmul(ndarray::array![[1.0f32, 0.0, 1.0]].view())?;
+/// assert_eq!(y, ndarray::array![[4.0, -2.0]]);
+/// # Ok::<(), tersor::WeightError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompressedWeight {
+    form: Form,
+    layout: Layout,
+    values: Values,
+}
+
+impl CompressedWeight {
+    /// Stores, of `values`, what `mask` keeps (everything without a mask), in the layout asked for.
+    ///
+    /// # Shapes
+    /// `shape` is the tensor's; values and mask are `[rows, cols]`. A dense layout stores every value as it is, so
+    /// that pruned positions must hold zero.
+    ///
+    /// # Errors
+    /// When lengths do not fit the shape, or an N:M layout is asked for and the mask is not N:M.
+    pub fn encode(
+        shape: &[usize],
+        layout: LayoutKind,
+        mask: Option<&Mask>,
+        values: DenseValues<'_>,
+    ) -> Result<Self, WeightError> {
+        let [rows, cols] = matrix_shape(shape)?;
+        if let Some(mask) = mask
+            && (mask.rows(), mask.cols()) != (rows, cols)
+        {
+            return Err(WeightError::MaskShape { mask: [mask.rows(), mask.cols()], weight: [rows, cols] });
+        }
+        let count = match values {
+            DenseValues::Float(_, v) => v.len(),
+            DenseValues::F8E4M3(v, _) => v.len(),
+            DenseValues::Int(_, v, _) => v.len(),
+        };
+        WeightError::check_len("values", rows * cols, count)?;
+        let all;
+        let mask = match mask {
+            Some(mask) => mask,
+            None if layout == LayoutKind::Dense => return Self::from_parts(shape, Layout::Dense, dense(rows, cols, values)),
+            None => {
+                all = Mask::keep_all(rows, cols);
+                &all
+            }
+        };
+        if layout == LayoutKind::Dense {
+            return Self::from_parts(shape, Layout::Dense, dense(rows, cols, values));
+        }
+        let laid_out = Layout::from_mask(layout, mask)?;
+        let kept = || (0..rows).flat_map(|row| mask.kept_in_row(row).map(move |col| row * cols + col));
+        let values = match values {
+            DenseValues::Float(precision, v) => Values::float(precision, kept().map(|i| v[i])),
+            DenseValues::F8E4M3(v, scales) => {
+                Values::F8 { codes: kept().map(|i| v[i]).collect(), scales: scales.clone() }
+            }
+            DenseValues::Int(bits, v, scales) => {
+                let codes: Vec<u8> = kept().map(|i| stored_code(bits, v[i])).collect();
+                Values::Int { bits, codes: PackedCodes::from_codes(bits.get(), &codes), scales: scales.clone() }
+            }
+        };
+        Self::from_parts(shape, laid_out, values)
+    }
+
+    /// A dense weight of plain floats.
+    ///
+    /// # Shapes
+    /// `values` has as many elements as `shape`.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn from_f32(shape: &[usize], precision: Precision, values: &[f32]) -> Result<Self, WeightError> {
+        Self::encode(shape, LayoutKind::Dense, None, DenseValues::Float(precision, values))
+    }
+
+    /// Puts together parts whose layout has been checked; the lengths of values and scales are checked here.
+    pub(crate) fn from_parts(shape: &[usize], layout: Layout, values: Values) -> Result<Self, WeightError> {
+        let [rows, cols] = matrix_shape(shape)?;
+        let kept = layout.kept(rows, cols);
+        let form = Form::new(shape, layout.kind(), values.coding(), kept)?;
+        match &values {
+            Values::F32(v) => WeightError::check_len("values", kept, v.len())?,
+            Values::F16(v) => WeightError::check_len("values", kept, v.len())?,
+            Values::Bf16(v) => WeightError::check_len("values", kept, v.len())?,
+            Values::F8 { codes, scales } => {
+                WeightError::check_len("values", kept, codes.len())?;
+                scales.check(rows, cols)?;
+            }
+            Values::Int { codes, scales, .. } => {
+                let expected = form.bytes().values as usize / 4;
+                WeightError::check_len("words of codes", expected, codes.words().len())?;
+                scales.check(rows, cols)?;
+            }
+        }
+        Ok(Self { form, layout, values })
+    }
+
+    /// What the weight looks like: shape, layout, coding, exact bytes.
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
+
+    /// Shape of the tensor.
+    pub fn shape(&self) -> &[usize] {
+        self.form.shape()
+    }
+
+    /// Rows of the matrix: output features.
+    pub fn rows(&self) -> usize {
+        self.form.rows()
+    }
+
+    /// Columns of the matrix: input features.
+    pub fn cols(&self) -> usize {
+        self.form.cols()
+    }
+
+    /// The scales and zero points, `None` for plain floats.
+    pub fn scales(&self) -> Option<&Scales> {
+        match &self.values {
+            Values::F8 { scales, .. } | Values::Int { scales, .. } => Some(scales),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Which positions have a stored value; `None` for a dense layout.
+    pub fn mask(&self) -> Option<Mask> {
+        match &self.layout {
+            Layout::Dense => None,
+            Layout::Bitmask { mask, .. } => Some(mask.clone()),
+            layout => {
+                let (rows, cols) = (self.rows(), self.cols());
+                let stride = cols.div_ceil(8);
+                let mut bytes = vec![0u8; rows * stride];
+                let mut columns = Vec::new();
+                for row in 0..rows {
+                    layout.columns_of(row, cols, &mut columns);
+                    for col in columns.iter().map(|c| *c as usize) {
+                        bytes[row * stride + col / 8] |= 1 << (col % 8);
+                    }
+                }
+                Mask::from_bytes(rows, cols, bytes).ok()
+            }
+        }
+    }
+
+    /// The dense values.
+    ///
+    /// # Shapes
+    /// `[rows, cols]`; pruned positions are 0.
+    pub fn dequantize(&self) -> Array2<f32> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let mut out = vec![0.0; rows * cols];
+        if cols > 0 {
+            out.par_chunks_mut(TILE_ROWS * cols).enumerate().for_each(|(tile, out)| {
+                let first = tile * TILE_ROWS;
+                self.decode_rows(first..first + out.len() / cols, out);
+            });
+        }
+        Array2::from_shape_vec((rows, cols), out).unwrap_or_default()
+    }
+
+    /// The product `y = x · Wᵀ` in f32.
+    ///
+    /// The order of summation depends on neither the number of threads nor their timing.
+    ///
+    /// # Shapes
+    /// `x` is `[batch, cols]`; the result is `[batch, rows]`.
+    ///
+    /// # Errors
+    /// When `x` has another number of columns.
+    pub fn matmul(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, WeightError> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let (batch, features) = x.dim();
+        if features != cols {
+            return Err(WeightError::Activations { activations: [batch, features], cols });
+        }
+        let x = x.as_standard_layout();
+        let x: &[f32] = x.as_slice().unwrap_or_default();
+        let mut y = vec![0.0f32; rows * batch];
+        if batch > 0 {
+            y.par_chunks_mut(TILE_ROWS * batch).enumerate().for_each_init(Vec::new, |decoded, (tile, y)| {
+                let first = tile * TILE_ROWS;
+                let tile_rows = y.len() / batch;
+                let w = if let (Layout::Dense, Values::F32(w)) = (&self.layout, &self.values) {
+                    &w[first * cols..(first + tile_rows) * cols]
+                } else {
+                    decoded.resize(tile_rows * cols, 0.0);
+                    self.decode_rows(first..first + tile_rows, decoded);
+                    decoded.as_slice()
+                };
+                matmul_transposed(x, w, batch, tile_rows, cols, y);
+            });
+        }
+        // y was written as [rows, batch]
+        let y = Array2::from_shape_vec((rows, batch), y).unwrap_or_default();
+        Ok(y.reversed_axes().as_standard_layout().into_owned())
+    }
+
+    /// Decodes some rows.
+    ///
+    /// # Shapes
+    /// `out` is `[range.len(), cols]`.
+    fn decode_rows(&self, range: Range<usize>, out: &mut [f32]) {
+        let cols = self.cols();
+        if cols == 0 {
+            return;
+        }
+        let grid = self.form.grid();
+        let mut scratch = Scratch::default();
+        for (row, out) in range.zip(out.chunks_exact_mut(cols)) {
+            if matches!(self.layout, Layout::Dense) {
+                self.values.decode_dense_row(row, grid, &mut scratch, out);
+            } else {
+                let start = self.layout.columns_of(row, cols, &mut scratch.columns);
+                self.values.decode_sparse_row(row, start, grid, &mut scratch, out);
+            }
+        }
+    }
+}
+
+fn dense(rows: usize, cols: usize, values: DenseValues<'_>) -> Values {
+    match values {
+        DenseValues::Float(precision, v) => Values::float(precision, v.iter().copied()),
+        DenseValues::F8E4M3(v, scales) => Values::F8 { codes: v.to_vec(), scales: scales.clone() },
+        DenseValues::Int(bits, v, scales) => {
+            let codes = PackedCodes::from_rows(bits.get(), rows, cols, |row, out| {
+                for (out, code) in out.iter_mut().zip(&v[row * cols..]) {
+                    *out = stored_code(bits, *code);
+                }
+            });
+            Values::Int { bits, codes, scales: scales.clone() }
+        }
+    }
+}
+
+/// From a code to the stored `code + 2^(bits−1)`, which is not negative.
+pub(crate) fn stored_code(bits: Bits, code: i8) -> u8 {
+    let mask = (0xffu16 >> (8 - bits.get())) as u8;
+    (code as u8).wrapping_add(1 << (bits.get() - 1)) & mask
+}
