@@ -16,6 +16,7 @@ mod writer;
 
 pub use class::TensorClass;
 pub use error::CheckpointError;
+pub use formats::{StoredTensor, stored_tensors};
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
 pub(crate) use output::OutputFolder;

@@ -134,6 +134,29 @@ fn zero_points_are_packed(granularity: Granularity) -> bool {
     matches!(granularity, Granularity::Channel | Granularity::Group(_))
 }
 
+/// One of the tensors that store a weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Name in the file.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Little-endian elements, row-major.
+    pub bytes: Vec<u8>,
+}
+
+/// The tensors that store a weight in a safetensors file, as tersor writes them: those of `compressed-tensors` where
+/// it has a name for the form, else tersor's own.
+pub fn stored_tensors(name: &str, weight: &CompressedWeight) -> Vec<StoredTensor> {
+    specs(name, weight.form())
+        .into_iter()
+        .zip(encode(weight))
+        .map(|(TensorSpec { name, dtype, shape }, bytes)| StoredTensor { name, dtype, shape, bytes })
+        .collect()
+}
+
 /// The data of the tensors that [`specs`] names, in the same order.
 pub(crate) fn encode(weight: &CompressedWeight) -> Vec<Vec<u8>> {
     let form = weight.form();
