@@ -75,7 +75,9 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 #[non_exhaustive]
 pub enum MethodError {
     /// A weight is NaN or infinite.
-    #[error("the weight holds {0}; compressing it would hide the fault, so repair the checkpoint or ignore this tensor")]
+    #[error(
+        "the weight holds {0}; compressing it would hide the fault, so repair the checkpoint or ignore this tensor"
+    )]
     NonFinite(#[from] NonFinite),
     /// Values that the target type cannot hold.
     #[error(

@@ -1,17 +1,36 @@
-//! tersor
+#![doc = include_str!("../README.md")]
+
 pub mod checkpoint;
+pub mod distill;
 mod dtype;
 mod error;
+pub mod evaluate;
 mod kernels;
 mod layer;
+pub mod model;
+pub mod pipeline;
 pub mod prune;
 pub mod quantize;
+pub mod recipe;
+pub mod report;
 pub mod weight;
 
+pub use checkpoint::{
+    Checkpoint, CheckpointError, Entry, Stored, TensorClass, load_masks, save_masks, stored_tensors,
+};
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
+pub use evaluate::{ImageSet, Score, WeightErrors, classify};
 pub use layer::{Compressed, Layer, Method, MethodError};
-pub use prune::*;
-pub use quantize::*;
-pub use weight::{Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM, ScaleGrid, Scales, WeightBytes, WeightError};
-pub use checkpoint::*;
+pub use model::{ModelError, Sequential};
+pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
+pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
+pub use quantize::{
+    ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
+};
+pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
+pub use report::{Comparison, Table};
+pub use weight::{
+    Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM, Scales,
+    WeightError,
+};

@@ -37,19 +37,28 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, CheckpointError>
     let bad = |reason: String| CheckpointError::Header { path: path.to_path_buf(), reason };
     let size = file.len() as u64;
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(bad(format!("{size} bytes are too few for a safetensors file, which begins with 8 bytes of header length")));
+        return Err(bad(format!(
+            "{size} bytes are too few for a safetensors file, which begins with 8 bytes of header length"
+        )));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(bad(format!("the header claims {length} bytes, more than the {MAX_HEADER} the format allows; this is no safetensors file, or an unfinished one")));
+        return Err(bad(format!(
+            "the header claims {length} bytes, more than the {MAX_HEADER} the format allows; this is no safetensors file, or an unfinished one"
+        )));
     }
     let Some(json) = rest.get(..length as usize) else {
-        return Err(bad(format!("the header claims {length} bytes, but only {} follow; the file is truncated", size - 8)));
+        return Err(bad(format!(
+            "the header claims {length} bytes, but only {} follow; the file is truncated",
+            size - 8
+        )));
     };
     let json = std::str::from_utf8(json)
         .map_err(|e| bad(format!("the header is not UTF-8 from its byte {} on", e.valid_up_to())))?;
     if !json.starts_with('{') {
-        return Err(bad("the header does not begin with `{`; this is no safetensors file, or an unfinished one".into()));
+        return Err(bad(
+            "the header does not begin with `{`; this is no safetensors file, or an unfinished one".into(),
+        ));
     }
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let raw = deserializer
@@ -67,12 +76,17 @@ fn check(path: &Path, raw: RawHeader, data: usize, end: usize) -> Result<Header,
         let (from, to) = info.data_offsets;
         let bad = |reason: String| CheckpointError::tensor(path, &name, reason);
         if from > to || to > available {
-            return Err(bad(format!("its offsets {from} to {to} do not lie in the {available} bytes of data; the file is truncated or corrupt")));
+            return Err(bad(format!(
+                "its offsets {from} to {to} do not lie in the {available} bytes of data; the file is truncated or corrupt"
+            )));
         }
         let elements = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
         let Some(bits) = bits else {
-            return Err(bad(format!("shape {:?} has more elements than this machine can address", info.shape)));
+            return Err(bad(format!(
+                "shape {:?} has more elements than this machine can address",
+                info.shape
+            )));
         };
         if !bits.is_multiple_of(8) || bits / 8 != to - from {
             return Err(bad(format!(

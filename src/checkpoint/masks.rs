@@ -48,7 +48,9 @@ pub fn load_masks(path: impl AsRef<Path>) -> Result<BTreeMap<String, Mask>, Chec
     let columns: BTreeMap<String, usize> = file
         .metadata(0)
         .and_then(|metadata| serde_json::from_str(metadata.get(COLUMNS)?).ok())
-        .ok_or_else(|| CheckpointError::config(path, format!("its metadata has no `{COLUMNS}`; this is no mask file")))?;
+        .ok_or_else(|| {
+            CheckpointError::config(path, format!("its metadata has no `{COLUMNS}`; this is no mask file"))
+        })?;
     let mut masks = BTreeMap::new();
     for (name, cols) in columns {
         let tensor = file.tensor(&name)?;
@@ -61,4 +63,3 @@ pub fn load_masks(path: impl AsRef<Path>) -> Result<BTreeMap<String, Mask>, Chec
     }
     Ok(masks)
 }
-

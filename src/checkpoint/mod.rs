@@ -19,5 +19,5 @@ pub use error::CheckpointError;
 pub use formats::{StoredTensor, stored_tensors};
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
-pub(crate) use output::OutputFolder;
+pub(crate) use output::{MANIFEST, OutputFolder};
 pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

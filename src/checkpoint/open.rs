@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use serde_json::Value;
 
+use super::CheckpointError;
 use super::class::TensorClass;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
 use super::header::{self, TensorEntry};
 use super::mmap;
-use super::CheckpointError;
 use crate::dtype::{DType, FloatType, Precision};
 use crate::kernels::convert;
 use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
@@ -309,7 +309,8 @@ impl Checkpoint {
                 });
             } else {
                 // the shape is sound: the header's check multiplied it out
-                matrix_shape(&tensor.shape).map_err(CheckpointError::weight(&self.shards[*file].path, name))?;
+                matrix_shape(&tensor.shape)
+                    .map_err(CheckpointError::weight(&self.shards[*file].path, name))?;
                 entries.push(Entry {
                     name: name.clone(),
                     shape: tensor.shape.clone(),

@@ -19,7 +19,11 @@ impl Sparsity {
         if (0.0..1.0).contains(&fraction) {
             Ok(Self(fraction))
         } else {
-            Err(MethodError::Option { option: "sparsity", value: fraction, expected: "at least 0 and below 1" })
+            Err(MethodError::Option {
+                option: "sparsity",
+                value: fraction,
+                expected: "at least 0 and below 1",
+            })
         }
     }
 
@@ -191,34 +195,21 @@ pub fn n_of_m_mask(pattern: NofM, rows: usize, cols: usize, values: &[f32]) -> R
 ///     precision: Precision::F32,
 ///     layout: LayoutKind::Bitmask,
 /// };
-/// let weight = Magnitude::unstructured(Sparsity::new(0.5)?).compress(&layer)?.weight;
+/// let weight = Magnitude::Unstructured(Sparsity::new(0.5)?).compress(&layer)?.weight;
 /// assert_eq!(weight.dequantize().as_slice(), Some(&[0.0, -2.0, 0.0, 4.0][..]));
 /// assert_eq!(weight.form().bytes().total(), 1 + 2 * 4); // four bits, two values
 /// # Ok::<(), tersor::MethodError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct Magnitude {
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Magnitude {
+    /// Drops the smallest magnitudes of the layer.
     Unstructured(Sparsity),
+    /// Keeps the `n` largest magnitudes of every `m` neighbours in a row (Mishra et al., "Accelerating Sparse Deep Neural
+    /// Networks", 2021, for 2:4).
     NofM(NofM),
 }
 
 impl Magnitude {
-    /// Drops the smallest magnitudes of the layer.
-    pub fn unstructured(sparsity: Sparsity) -> Self {
-        Self { kind: Kind::Unstructured(sparsity) }
-    }
-
-    /// Keeps the `n` largest magnitudes of every `m` neighbours in a row (Mishra et al., "Accelerating Sparse Deep Neural
-    /// Networks", 2021, for 2:4).
-    pub fn n_of_m(pattern: NofM) -> Self {
-        Self { kind: Kind::NofM(pattern) }
-    }
-
     /// What the method keeps of a layer.
     ///
     /// # Errors
@@ -226,9 +217,9 @@ impl Magnitude {
     pub fn mask(&self, layer: &Layer<'_>) -> Result<Mask, MethodError> {
         layer.check()?;
         let (rows, cols) = (layer.rows(), layer.cols());
-        match self.kind {
-            Kind::NofM(pattern) => n_of_m_mask(pattern, rows, cols, layer.values),
-            Kind::Unstructured(sparsity) => {
+        match self {
+            Self::NofM(pattern) => n_of_m_mask(*pattern, rows, cols, layer.values),
+            Self::Unstructured(sparsity) => {
                 let drop = sparsity.of(layer.values.len() as u64);
                 let mut threshold = MagnitudeThreshold::find(drop, |show| {
                     show(layer.values);
@@ -242,9 +233,11 @@ impl Magnitude {
 
 impl Method for Magnitude {
     fn name(&self) -> String {
-        match self.kind {
-            Kind::Unstructured(sparsity) => format!("magnitude {:.4}%", sparsity.get() * 100.0).replace(".0000", ""),
-            Kind::NofM(pattern) => format!("magnitude {pattern}"),
+        match self {
+            Self::Unstructured(sparsity) => {
+                format!("magnitude {:.4}%", sparsity.get() * 100.0).replace(".0000", "")
+            }
+            Self::NofM(pattern) => format!("magnitude {pattern}"),
         }
     }
 
@@ -335,7 +328,9 @@ mod tests {
 
     #[test]
     fn sparsity_is_a_fraction() {
-        assert!(Sparsity::new(1.0).is_err() && Sparsity::new(-0.1).is_err() && Sparsity::new(f64::NAN).is_err());
+        assert!(
+            Sparsity::new(1.0).is_err() && Sparsity::new(-0.1).is_err() && Sparsity::new(f64::NAN).is_err()
+        );
         assert_eq!(Sparsity::new(0.5).unwrap().of(3), 2);
     }
 }

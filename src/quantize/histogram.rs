@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn the_order_of_the_batches_does_not_matter() {
-        let values: Vec<f32> = (0..5000u32).map(|i| ((i * 7919 % 5003) as f32 - 2500.0) * 1e-3 + 1e-6).collect();
+        let values: Vec<f32> =
+            (0..5000u32).map(|i| ((i * 7919 % 5003) as f32 - 2500.0) * 1e-3 + 1e-6).collect();
         let mut all = Histogram::new();
         all.observe(&values).unwrap();
         let mut pieces = Histogram::new();

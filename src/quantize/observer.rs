@@ -54,12 +54,7 @@ impl Observer {
     ///
     /// # Errors
     /// When an option is outside its range, or the range overflows the precision.
-    pub fn range(
-        self,
-        values: &[f32],
-        codes: CodeType,
-        precision: Precision,
-    ) -> Result<Range, MethodError> {
+    pub fn range(self, values: &[f32], codes: CodeType, precision: Precision) -> Result<Range, MethodError> {
         self.check()?;
         let (min, max) = reduce::min_max(values);
         let full = Range { min, max };
@@ -147,10 +142,7 @@ mod tests {
         values.push(2.0);
         let error = |range: Range| -> f64 {
             let affine = Affine::from_range(range, INT4, Precision::F32).unwrap();
-            values
-                .iter()
-                .map(|x| f64::from(affine.fake_quantize(*x, INT4, Precision::F32) - x).powi(2))
-                .sum()
+            values.iter().map(|x| f64::from(affine.fake_quantize(*x, INT4, Precision::F32) - x).powi(2)).sum()
         };
         let clipped = range(Observer::Mse, &values);
         assert!(clipped.max < 1.5, "{clipped:?}");

@@ -111,7 +111,9 @@ impl RoundToNearest {
                 let last_row = (first_row + grid.block_rows).min(rows);
                 let last_col = (first_col + grid.block_cols).min(cols);
                 if last_row - first_row == 1 && layer.mask.is_none() {
-                    return affine_of(&layer.values[first_row * cols + first_col..first_row * cols + last_col]);
+                    return affine_of(
+                        &layer.values[first_row * cols + first_col..first_row * cols + last_col],
+                    );
                 }
                 gathered.clear();
                 for row in first_row..last_row {
@@ -162,12 +164,8 @@ impl Method for RoundToNearest {
             CodeType::Int { symmetric: false, .. } => Some(tiles.iter().map(|a| a.zero_point).collect()),
             _ => None,
         };
-        let scales = Scales::new(
-            self.granularity,
-            precision,
-            tiles.iter().map(|a| a.scale).collect(),
-            zero_points,
-        )?;
+        let scales =
+            Scales::new(self.granularity, precision, tiles.iter().map(|a| a.scale).collect(), zero_points)?;
         let encode = |values| CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values);
         let weight = match self.codes {
             CodeType::Int { bits, .. } => {

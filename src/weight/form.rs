@@ -260,7 +260,12 @@ impl Form {
     ///
     /// # Errors
     /// When the number of elements overflows, or `kept` is not what the layout holds.
-    pub fn new(shape: &[usize], layout: LayoutKind, coding: Coding, kept: usize) -> Result<Self, WeightError> {
+    pub fn new(
+        shape: &[usize],
+        layout: LayoutKind,
+        coding: Coding,
+        kept: usize,
+    ) -> Result<Self, WeightError> {
         let [rows, cols] = matrix_shape(shape)?;
         let holds = match layout {
             LayoutKind::Dense => rows * cols,

@@ -104,7 +104,10 @@ impl Layout {
             let (from, to) = (offsets[row], offsets[row + 1]);
             let first_is_zero = row > 0 || from == 0;
             if from > to || to > columns.len() as u64 || !first_is_zero {
-                return bad(row, format!("offsets {from} to {to} do not lie within {} columns", columns.len()));
+                return bad(
+                    row,
+                    format!("offsets {from} to {to} do not lie within {} columns", columns.len()),
+                );
             }
             let mut last = None;
             for col in &columns[from as usize..to as usize] {

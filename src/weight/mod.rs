@@ -98,7 +98,9 @@ impl CompressedWeight {
         let all;
         let mask = match mask {
             Some(mask) => mask,
-            None if layout == LayoutKind::Dense => return Self::from_parts(shape, Layout::Dense, dense(rows, cols, values)),
+            None if layout == LayoutKind::Dense => {
+                return Self::from_parts(shape, Layout::Dense, dense(rows, cols, values));
+            }
             None => {
                 all = Mask::keep_all(rows, cols);
                 &all
@@ -116,7 +118,11 @@ impl CompressedWeight {
             }
             DenseValues::Int(bits, v, scales) => {
                 let codes: Vec<u8> = kept().map(|i| stored_code(bits, v[i])).collect();
-                Values::Int { bits, codes: PackedCodes::from_codes(bits.get(), &codes), scales: scales.clone() }
+                Values::Int {
+                    bits,
+                    codes: PackedCodes::from_codes(bits.get(), &codes),
+                    scales: scales.clone(),
+                }
             }
         };
         Self::from_parts(shape, laid_out, values)

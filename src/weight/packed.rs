@@ -12,7 +12,12 @@ pub(crate) struct PackedCodes {
 
 impl PackedCodes {
     /// Packs `rows` rows; `fill(row, out)` gives the codes of one.
-    pub(crate) fn from_rows(bits: u8, rows: usize, row_len: usize, fill: impl Fn(usize, &mut [u8]) + Sync) -> Self {
+    pub(crate) fn from_rows(
+        bits: u8,
+        rows: usize,
+        row_len: usize,
+        fill: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Self {
         use rayon::prelude::*;
         let words_per_row = pack::words_for(row_len, bits);
         let mut words = vec![0u32; rows * words_per_row];

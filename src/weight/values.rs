@@ -1,8 +1,8 @@
 use half::{bf16, f16};
 
+use super::WeightError;
 use super::form::{Bits, Coding, Granularity, ScaleGrid};
 use super::packed::PackedCodes;
-use super::WeightError;
 use crate::dtype::Precision;
 use crate::kernels::{convert, quantize};
 
@@ -109,7 +109,13 @@ impl Values {
     }
 
     /// Decodes a whole row of a dense layout.
-    pub(crate) fn decode_dense_row(&self, row: usize, grid: Option<ScaleGrid>, scratch: &mut Scratch, out: &mut [f32]) {
+    pub(crate) fn decode_dense_row(
+        &self,
+        row: usize,
+        grid: Option<ScaleGrid>,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
         let cols = out.len();
         let span = row * cols..(row + 1) * cols;
         match (self, grid) {

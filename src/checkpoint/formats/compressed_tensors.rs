@@ -49,7 +49,8 @@ pub(crate) fn write_config<'a>(
             ignore.push(module);
             continue;
         };
-        let format = if matches!(form.coding(), Coding::F8E4M3 { .. }) { "float-quantized" } else { "pack-quantized" };
+        let format =
+            if matches!(form.coding(), Coding::F8E4M3 { .. }) { "float-quantized" } else { "pack-quantized" };
         match groups.iter_mut().find(|(a, f, _)| *a == args && *f == format) {
             Some((_, _, modules)) => modules.push(module),
             None => groups.push((args, format, vec![module])),
@@ -210,7 +211,9 @@ fn read_arguments(weights: &Value) -> Result<Arguments, String> {
     let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(8);
     let kind = weights.get("type").and_then(Value::as_str).unwrap_or("int");
     let size = |v: &Value| {
-        v.as_u64().and_then(|n| NonZeroUsize::new(n as usize)).ok_or_else(|| format!("{v} is no group or block size"))
+        v.as_u64()
+            .and_then(|n| NonZeroUsize::new(n as usize))
+            .ok_or_else(|| format!("{v} is no group or block size"))
     };
     let group_size = weights.get("group_size").filter(|g| !g.is_null());
     let strategy = weights.get("strategy").and_then(Value::as_str);
@@ -219,10 +222,12 @@ fn read_arguments(weights: &Value) -> Result<Arguments, String> {
         (Some("channel"), _) => Granularity::Channel,
         (None, Some(group_size)) if group_size.as_i64() == Some(-1) => Granularity::Channel,
         (Some("group") | None, Some(group_size)) => Granularity::Group(size(group_size)?),
-        (Some("block"), _) => match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
-            Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
-            _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
-        },
+        (Some("block"), _) => {
+            match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
+                Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
+                _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
+            }
+        }
         (Some(other), _) => return Err(format!("strategy `{other}` is not supported")),
     };
     let unsupported = || format!("{kind} weights of {bits} bits are not supported");
@@ -273,7 +278,9 @@ pub(super) fn find_form(
                 [] | [1] => Granularity::Tensor,
                 [n, 1] if *n == rows => Granularity::Channel,
                 other => {
-                    return Err(bad(format!("its scale has shape {other:?}, which needs a quantization_config in config.json to be understood")));
+                    return Err(bad(format!(
+                        "its scale has shape {other:?}, which needs a quantization_config in config.json to be understood"
+                    )));
                 }
             };
             Coding::F8E4M3 { granularity, scales: precision }
@@ -287,7 +294,9 @@ pub(super) fn find_form(
         // a float beside something that merely is called a scale
         (dtype, None) if FloatType::of(dtype).is_some() => return Ok(None),
         (dtype, _) => {
-            return Err(bad(format!("holds {dtype:?}, which its group in quantization_config does not describe")));
+            return Err(bad(format!(
+                "holds {dtype:?}, which its group in quantization_config does not describe"
+            )));
         }
     };
     tensors.push(scale_name);

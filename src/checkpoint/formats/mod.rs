@@ -182,7 +182,9 @@ pub(crate) fn encode(weight: &CompressedWeight) -> Vec<Vec<u8>> {
     }
     if let (Some(scales), Some(grid)) = (weight.scales(), form.grid()) {
         data.push(floats(precision_of(form.coding()), scales.scales()));
-        if let (Some(zero_points), Coding::Int { bits, granularity, .. }) = (scales.zero_points(), form.coding()) {
+        if let (Some(zero_points), Coding::Int { bits, granularity, .. }) =
+            (scales.zero_points(), form.coding())
+        {
             data.push(if zero_points_are_packed(granularity) {
                 words(&pack_columns(zero_points, grid.rows, grid.cols, bits))
             } else {
@@ -236,7 +238,11 @@ fn words(words: &[u32]) -> Vec<u8> {
 }
 
 /// Reads the tensors of a weight whose form is known. Everything in them is checked.
-pub(super) fn decode(checkpoint: &Checkpoint, name: &str, form: &Form) -> Result<CompressedWeight, CheckpointError> {
+pub(super) fn decode(
+    checkpoint: &Checkpoint,
+    name: &str,
+    form: &Form,
+) -> Result<CompressedWeight, CheckpointError> {
     let parts = Parts { checkpoint, name, form };
     let [rows, cols] = [form.rows(), form.cols()];
     let dense = form.layout() == LayoutKind::Dense;
@@ -272,7 +278,9 @@ pub(super) fn decode(checkpoint: &Checkpoint, name: &str, form: &Form) -> Result
                     convert::widen(FloatType::F32, bytes, &mut values);
                     Values::F32(values)
                 }
-                Precision::F16 => Values::F16(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+                Precision::F16 => {
+                    Values::F16(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect())
+                }
                 Precision::Bf16 => {
                     Values::Bf16(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
                 }

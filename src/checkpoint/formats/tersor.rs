@@ -87,7 +87,8 @@ pub(super) fn read_metadata(
     let bad = |reason: String| CheckpointError::config(path, format!("metadata `{KEY}`: {reason}"));
     let document: Document = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     if document.version != VERSION {
-        let reason = format!("version {} was written by a newer tersor; this one reads {VERSION}", document.version);
+        let reason =
+            format!("version {} was written by a newer tersor; this one reads {VERSION}", document.version);
         return Err(bad(reason));
     }
     document

@@ -3,7 +3,14 @@ use crate::kernels::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
 
 /// Code of one value: `clamp(x / scale + zero_point)`, rounded half to even; each step in `precision`.
 #[inline(always)]
-pub(crate) fn quantize_one(x: f32, scale: f32, zero_point: f32, low: f32, high: f32, precision: Precision) -> i8 {
+pub(crate) fn quantize_one(
+    x: f32,
+    scale: f32,
+    zero_point: f32,
+    low: f32,
+    high: f32,
+    precision: Precision,
+) -> i8 {
     let scaled = precision.round(precision.round(x / scale) + zero_point);
     scaled.clamp(low, high).round_ties_even() as i8
 }
@@ -35,7 +42,13 @@ pub(crate) fn quantize_int(
 }
 
 /// `(code − zero_point) · scale`, rounded to `precision`.
-pub(crate) fn dequantize_int(codes: &[i8], scale: f32, zero_point: i8, precision: Precision, out: &mut [f32]) {
+pub(crate) fn dequantize_int(
+    codes: &[i8],
+    scale: f32,
+    zero_point: i8,
+    precision: Precision,
+    out: &mut [f32],
+) {
     let zero_point = i32::from(zero_point);
     for (out, code) in out.iter_mut().zip(codes) {
         *out = precision.round((i32::from(*code) - zero_point) as f32 * scale);

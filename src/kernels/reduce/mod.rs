@@ -24,8 +24,7 @@ pub(crate) fn min_max(values: &[f32]) -> (f32, f32) {
 /// The first NaN or infinity, if there is one.
 pub(crate) fn first_non_finite(values: &[f32]) -> Option<NonFinite> {
     values.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, values)| {
-        portable::first_non_finite(values)
-            .map(|i| NonFinite { index: chunk * CHUNK + i, value: values[i] })
+        portable::first_non_finite(values).map(|i| NonFinite { index: chunk * CHUNK + i, value: values[i] })
     })
 }
 

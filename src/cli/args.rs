@@ -1,0 +1,281 @@
+use std::num::{NonZeroUsize, ParseFloatError};
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tersor::recipe::preset_names;
+use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
+
+use super::Failure;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed; one line on stderr says why, and nothing was written
+  2    the command line is wrong
+  3    verify found differences
+  130  stopped by Ctrl-C; nothing was written";
+
+/// Makes trained neural networks smaller, and says what it cost.
+#[derive(Parser)]
+#[command(name = "tersor", version, styles = STYLES, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Args)]
+pub(super) struct Common {
+    /// Print one JSON document on stdout
+    #[arg(long, global = true, group = "style")]
+    pub(super) json: bool,
+    /// Print the table as Markdown
+    #[arg(long, global = true, group = "style")]
+    pub(super) markdown: bool,
+    /// Print the table as comma-separated values
+    #[arg(long, global = true, group = "style")]
+    pub(super) csv: bool,
+    /// Number of threads; by default as many as there are cores
+    #[arg(long, global = true, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Seed of everything random; no method that this version offers draws random numbers
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// No progress bar and no notes on stderr
+    #[arg(long, short, global = true)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// List the tensors of a checkpoint: class, shape, form, bytes
+    Inspect(InspectArgs),
+    /// Say what a recipe would do to every tensor, and why, without doing it
+    Plan(PlanArgs),
+    /// Compress a checkpoint into a new folder
+    Compress(CompressArgs),
+    /// Score a model
+    Eval(EvalArgs),
+    /// Put checkpoints side by side: size, accuracy, time, worst layer
+    Compare(CompareArgs),
+    /// Check a compressed folder against its source
+    Verify(VerifyArgs),
+    /// Compress two small networks in many ways and show what each costs
+    Demo(DemoArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor inspect model.safetensors
+  tersor inspect SmolLM2-135M --json | jq '.tensors[] | select(.class == \"linear\") | .name'")]
+pub(super) struct InspectArgs {
+    /// A safetensors file, or a folder with one or several
+    pub(super) source: PathBuf,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor plan SmolLM2-135M --preset int4 --group-size 64
+  tersor plan SmolLM2-135M --recipe recipe.toml --json")]
+pub(super) struct PlanArgs {
+    /// A safetensors file, or a folder with one or several
+    pub(super) source: PathBuf,
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor compress SmolLM2-135M --preset int8 -o SmolLM2-135M-int8
+  tersor compress SmolLM2-135M --preset int4 --group-size 64 --ignore '*.down_proj' -o out
+  tersor compress model.safetensors --preset 2:4+int8 -o out
+  tersor compress SmolLM2-135M --recipe recipe.toml -o out --json")]
+pub(super) struct CompressArgs {
+    /// A safetensors file, or a folder with one or several
+    pub(super) source: PathBuf,
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    /// The folder to write; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) output: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct RecipeArgs {
+    /// Presets joined by `+`
+    #[arg(long, value_name = "NAME", required_unless_present = "recipe", long_help = preset_help())]
+    pub(super) preset: Option<String>,
+    /// A recipe in TOML
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    pub(super) recipe: Option<PathBuf>,
+    /// Columns that share a scale, for presets with integer codes
+    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    pub(super) group_size: Option<NonZeroUsize>,
+    /// Leave these tensors as they are: a name with `*` and `?`, or `re:` and a regular expression; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) ignore: Vec<String>,
+    /// How the output is written; by default compressed-tensors if config.json names `architectures`, else tersor
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<Format>,
+    /// What happens to values beyond the largest f16 or bf16
+    #[arg(long, value_name = "WHAT", default_value = "refuse", conflicts_with = "recipe")]
+    pub(super) overflow: OverflowChoice,
+}
+
+fn preset_help() -> String {
+    let mut help = "Presets joined by `+`, such as `2:4+int8`:\n".to_owned();
+    for (name, what) in preset_names() {
+        help.push_str(&format!("  {name:<10} {what}\n"));
+    }
+    help.push_str("Integer presets also exist with zero points, such as `int4-asym`.");
+    help
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Format {
+    /// What vLLM and transformers load
+    CompressedTensors,
+    /// The same where it has a name, and tersor's own tensors for everything else
+    Tersor,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum OverflowChoice {
+    /// Refuse the tensor
+    Refuse,
+    /// Set them to the largest finite value, and count them
+    Clamp,
+}
+
+impl RecipeArgs {
+    pub(super) fn read(&self) -> Result<Recipe, Failure> {
+        let format = self.format.map(|f| match f {
+            Format::CompressedTensors => OutputFormat::CompressedTensors,
+            Format::Tersor => OutputFormat::Tersor,
+        });
+        let mut recipe = match &self.recipe {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
+                Recipe::from_toml(&text).map_err(|e| format!("{}: {e}", path.display()))?
+            }
+            None => {
+                let overflow = match self.overflow {
+                    OverflowChoice::Refuse => Overflow::Refuse,
+                    OverflowChoice::Clamp => Overflow::Clamp,
+                };
+                let options = PresetOptions { group_size: self.group_size, overflow, format };
+                Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
+            }
+        };
+        if let Some(format) = format {
+            recipe = recipe.format(format);
+        }
+        for pattern in &self.ignore {
+            recipe = recipe.ignore(pattern)?;
+        }
+        Ok(recipe)
+    }
+}
+
+#[derive(Args)]
+pub(super) struct TaskArgs {
+    /// What to measure
+    #[arg(long, value_name = "TASK", requires_all = ["images", "labels"])]
+    pub(super) task: Option<Task>,
+    /// Images of the task `classify`: idx3-ubyte, gzipped or not
+    #[arg(long, value_name = "IDX.gz", requires = "task")]
+    pub(super) images: Option<PathBuf>,
+    /// Labels of the task `classify`: idx1-ubyte, gzipped or not
+    #[arg(long, value_name = "IDX.gz", requires = "task")]
+    pub(super) labels: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Task {
+    /// Top-1 accuracy on labelled images
+    Classify,
+}
+
+impl TaskArgs {
+    pub(super) fn images(&self) -> Result<Option<tersor::ImageSet>, Failure> {
+        match (self.task, &self.images, &self.labels) {
+            (Some(Task::Classify), Some(images), Some(labels)) => {
+                Ok(Some(tersor::ImageSet::open(images, labels)?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  tersor eval fixtures/fashion-mlp --task classify \\
+      --images fixtures/fashion-mnist/t10k-images-idx3-ubyte.gz --labels fixtures/fashion-mnist/t10k-labels-idx1-ubyte.gz")]
+#[command(mut_arg("task", |a| a.required(true)))]
+pub(super) struct EvalArgs {
+    /// A checkpoint, compressed or not
+    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) task: TaskArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor compare model model-int8 model-int4
+  tersor compare fixtures/fashion-mlp out-int8 out-int4 --task classify --images IMAGES.gz --labels LABELS.gz --markdown")]
+pub(super) struct CompareArgs {
+    /// The checkpoint that the others were made from
+    pub(super) source: PathBuf,
+    /// Compressed checkpoints
+    #[arg(required = true)]
+    pub(super) outputs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) task: TaskArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor verify model model-int8
+  tersor verify model model-int4 --max-relative-error 0.15")]
+pub(super) struct VerifyArgs {
+    /// The checkpoint that the output was made from
+    pub(super) source: PathBuf,
+    /// The compressed folder
+    pub(super) output: PathBuf,
+    /// Largest relative error of a tensor; by default what rounding to nearest explains
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub(super) max_relative_error: Option<f64>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|e: ParseFloatError| e.to_string())?;
+    if value >= 0.0 { Ok(value) } else { Err("must not be negative".into()) }
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  cargo run --release -- demo")]
+pub(super) struct DemoArgs {
+    /// Where models and report are written
+    #[arg(long, short, value_name = "DIR", default_value = "target/demo")]
+    pub(super) output: PathBuf,
+    /// Where the fixture networks and images are; by default `fixtures` here or where tersor was built
+    #[arg(long, value_name = "DIR")]
+    pub(super) fixtures: Option<PathBuf>,
+}

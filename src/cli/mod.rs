@@ -1,0 +1,77 @@
+//! Parse, call the library, print.
+
+mod args;
+mod compare;
+mod compress;
+mod demo;
+mod eval;
+mod inspect;
+mod output;
+mod plan;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+use output::Output;
+
+/// What a subcommand can fail with; printed as one line.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a subcommand that did not fail ended.
+enum Outcome {
+    Done,
+    /// `verify` found differences.
+    Different,
+}
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const DIFFERENT: u8 = 3;
+const STOPPED: u8 = 130;
+
+pub(crate) fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // help and version go to stdout and are no errors
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            error.print().ok();
+            return ExitCode::from(code);
+        }
+    };
+    match run(&arguments) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Different) => ExitCode::from(DIFFERENT),
+        Err(error) => {
+            // someone closed the pipe that we print to: they have seen enough
+            if error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("error: {}", tersor::one_line(error.as_ref()));
+            let stopped = matches!(error.downcast_ref(), Some(tersor::PipelineError::Stopped));
+            ExitCode::from(if stopped { STOPPED } else { FAILED })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
+    if let Some(threads) = arguments.common.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+    }
+    let output = Output::new(&arguments.common);
+    match &arguments.command {
+        Command::Inspect(args) => inspect::run(args, &output),
+        Command::Plan(args) => plan::run(args, &output),
+        Command::Compress(args) => compress::run(args, &output),
+        Command::Eval(args) => eval::run(args, &output),
+        Command::Compare(args) => compare::run(args, &output),
+        Command::Verify(args) => verify::run(args, &output),
+        Command::Demo(args) => demo::run(args, &output),
+    }
+}

@@ -1,0 +1,96 @@
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tersor::Table;
+use tersor::pipeline::Progress;
+
+use super::Failure;
+use super::args::Common;
+
+/// How results are printed: results on stdout, everything else on stderr.
+pub(super) struct Output {
+    style: Style,
+    quiet: bool,
+}
+
+enum Style {
+    Terminal,
+    Json,
+    Markdown,
+    Csv,
+}
+
+impl Output {
+    pub(super) fn new(common: &Common) -> Self {
+        let style = match (common.json, common.markdown, common.csv) {
+            (true, ..) => Style::Json,
+            (_, true, _) => Style::Markdown,
+            (_, _, true) => Style::Csv,
+            _ => Style::Terminal,
+        };
+        Self { style, quiet: common.quiet }
+    }
+
+    /// Prints the value as JSON, or the table in the style asked for; `summary` follows it for readers.
+    pub(super) fn print(&self, value: &impl Serialize, table: &Table, summary: &str) -> Result<(), Failure> {
+        let mut text = match self.style {
+            Style::Json => serde_json::to_string_pretty(value)?,
+            Style::Markdown => table.to_markdown(),
+            Style::Csv => table.to_csv(),
+            Style::Terminal => format!("{table}\n{summary}"),
+        };
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// A remark on stderr.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A progress bar on stderr, if that is a terminal, which stops the run on Ctrl-C.
+    pub(super) fn progress(&self) -> Result<impl FnMut(Progress<'_>) -> ControlFlow<()>, Failure> {
+        static STOP: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
+        let stop = match STOP.get() {
+            Some(stop) => stop.clone(),
+            None => {
+                let stop = Arc::new(AtomicBool::new(false));
+                let flag = stop.clone();
+                ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+                STOP.get_or_init(|| stop).clone()
+            }
+        };
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+        let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}";
+        bar.set_style(ProgressStyle::with_template(template)?);
+        Ok(move |progress: Progress<'_>| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+            match progress.tensor {
+                Some(tensor) => bar.set_message(tensor.to_owned()),
+                None => bar.finish_and_clear(),
+            }
+            if stop.load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+/// `1234567` → `1.23 MB`.
+pub(super) fn human(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string()
+}

@@ -1,0 +1,73 @@
+use serde_json::{Value, json};
+use tersor::report::plan_table;
+use tersor::{Checkpoint, OutputFormat, Plan};
+
+use super::args::PlanArgs;
+use super::output::{Output, human};
+use super::{Failure, Outcome};
+
+pub(super) fn run(args: &PlanArgs, output: &Output) -> Result<Outcome, Failure> {
+    let checkpoint = Checkpoint::open(&args.source)?;
+    let recipe = args.recipe.read()?;
+    let plan = Plan::new(&checkpoint, &recipe)?;
+    output.print(&to_json(&plan), &plan_table(&plan), &summary(&plan))?;
+    Ok(Outcome::Done)
+}
+
+fn to_json(plan: &Plan<'_>) -> Value {
+    json!({
+        "source": plan.source().display().to_string(),
+        "format": plan.format().to_string(),
+        "bytes_before": plan.bytes_before(),
+        "bytes_after": plan.bytes_after(),
+        "peak_memory": plan.peak_memory(),
+        "files": plan.output_files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
+        "tensors": plan.tensors().iter().map(|t| json!({
+            "name": t.name(),
+            "class": t.entry().class.to_string(),
+            "shape": t.entry().shape,
+            "from": t.entry().describe(),
+            "to": t.describe(),
+            "compressed": t.is_compressed(),
+            "methods": t.methods(),
+            "reason": t.reason(),
+            "bytes_before": t.entry().bytes,
+            "bytes_after": t.bytes(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn summary(plan: &Plan<'_>) -> String {
+    let (before, after) = (plan.bytes_before(), plan.bytes_after());
+    let compressed = plan.tensors().iter().filter(|t| t.is_compressed()).count();
+    let mut text = format!(
+        "\n{compressed} of {} tensors compressed; {} → {} ({:.2}× smaller), exactly {after} bytes; \
+         format {}; at most {} of memory beside the mapped source",
+        plan.tensors().len(),
+        human(before),
+        human(after),
+        before as f64 / after.max(1) as f64,
+        plan.format(),
+        human(plan.peak_memory()),
+    );
+    if let Some(note) = only_tersor(plan) {
+        text.push_str(&format!("\nnote: {note}"));
+    }
+    text
+}
+
+/// In a format that others load, the weights that they cannot.
+pub(super) fn only_tersor(plan: &Plan<'_>) -> Option<String> {
+    if plan.format() != OutputFormat::CompressedTensors {
+        return None;
+    }
+    let weights: Vec<(&str, String)> = plan.only_tersor_reads().collect();
+    let (name, reason) = weights.first()?;
+    let others = match weights.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} others"),
+    };
+    Some(format!(
+        "compressed-tensors has no name for `{name}`{others} ({reason}): only tersor reads the result"
+    ))
+}

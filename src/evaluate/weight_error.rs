@@ -1,0 +1,89 @@
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::kernels::CHUNK;
+
+/// How far a compressed weight is from the original.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct WeightErrors {
+    /// `‖w − ŵ‖ / ‖w‖`; 0 when both are zero, infinite when only the original is.
+    pub relative: f64,
+    /// Signal-to-quantization-noise ratio `20 · log10(‖w‖ / ‖w − ŵ‖)` in decibels; `None` without error.
+    pub sqnr_db: Option<f64>,
+    /// Cosine of the angle between them; 1 when both are zero.
+    pub cosine: f64,
+    /// Largest `|w − ŵ|`.
+    pub max_abs: f64,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Sums {
+    original: f64,
+    compressed: f64,
+    product: f64,
+    error: f64,
+    max_abs: f64,
+}
+
+impl WeightErrors {
+    /// Compares two weights of the same length. Sums are made in `f64`, in an order that does not depend on threads.
+    ///
+    /// # Shapes
+    /// Both slices have the same length; beyond the shorter one nothing is compared.
+    pub fn between(original: &[f32], compressed: &[f32]) -> Self {
+        let pieces: Vec<Sums> = original
+            .par_chunks(CHUNK)
+            .zip(compressed.par_chunks(CHUNK))
+            .map(|(original, compressed)| {
+                let mut sums = Sums::default();
+                for (a, b) in original.iter().zip(compressed) {
+                    let (a, b) = (f64::from(*a), f64::from(*b));
+                    sums.original += a * a;
+                    sums.compressed += b * b;
+                    sums.product += a * b;
+                    sums.error += (a - b) * (a - b);
+                    sums.max_abs = sums.max_abs.max((a - b).abs());
+                }
+                sums
+            })
+            .collect();
+        let all = pieces.iter().fold(Sums::default(), |a, b| Sums {
+            original: a.original + b.original,
+            compressed: a.compressed + b.compressed,
+            product: a.product + b.product,
+            error: a.error + b.error,
+            max_abs: a.max_abs.max(b.max_abs),
+        });
+        let norms = (all.original * all.compressed).sqrt();
+        Self {
+            relative: if all.error == 0.0 { 0.0 } else { (all.error / all.original).sqrt() },
+            sqnr_db: (all.error > 0.0).then(|| 10.0 * (all.original / all.error).log10()),
+            cosine: if all.error == 0.0 {
+                1.0
+            } else if norms == 0.0 {
+                0.0
+            } else {
+                (all.product / norms).min(1.0)
+            },
+            max_abs: all.max_abs,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_by_hand() {
+        let errors = WeightErrors::between(&[3.0, 4.0], &[3.0, 3.0]);
+        assert_eq!((errors.relative, errors.max_abs), (0.2, 1.0));
+        assert!((errors.sqnr_db.unwrap() - 20.0 * 5f64.log10()).abs() < 1e-12);
+        assert!((errors.cosine - 21.0 / (5.0 * 18f64.sqrt())).abs() < 1e-12);
+        let none = WeightErrors::between(&[0.0, 1.0], &[0.0, 1.0]);
+        assert_eq!((none.relative, none.sqnr_db, none.cosine), (0.0, None, 1.0));
+        assert_eq!(WeightErrors::between(&[0.0], &[1.0]).relative, f64::INFINITY);
+        let lost = WeightErrors::between(&[2.0], &[0.0]);
+        assert_eq!((lost.relative, lost.cosine, lost.sqnr_db), (1.0, 0.0, Some(0.0)));
+    }
+}

@@ -1,0 +1,42 @@
+use std::path::PathBuf;
+
+use crate::checkpoint::CheckpointError;
+use crate::weight::WeightError;
+
+/// Why a network could not be built or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// It is not known how the tensors form a network.
+    #[error("{}: {reason}", path.display())]
+    Architecture {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is missing or unknown.
+        reason: String,
+    },
+    /// A layer's tensors do not fit the layer or what comes before it.
+    #[error("{}: layer `{layer}`: {reason}", path.display())]
+    Layer {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The layer.
+        layer: String,
+        /// What clashes.
+        reason: String,
+    },
+    /// The input has the wrong number of features.
+    #[error("the input has {actual} features, but the network takes {expected}")]
+    Input {
+        /// Features of the network.
+        expected: usize,
+        /// Features of the input.
+        actual: usize,
+    },
+    /// A product does not fit.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+}

@@ -1,0 +1,297 @@
+use std::path::Path;
+
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
+
+use super::ModelError;
+use super::config::{LayerConfig, SequentialConfig};
+use crate::checkpoint::Checkpoint;
+use crate::weight::CompressedWeight;
+
+/// A perceptron or a small convolutional network over compressed weights.
+///
+/// ```no_run
+/// use tersor::{Checkpoint, Sequential};
+///
+/// let model = Sequential::open(&Checkpoint::open("fixtures/fashion-mlp")?)?;
+/// let images = ndarray::Array2::<f32>::zeros((2, model.input_features()));
+/// assert_eq!(model.forward(images.view())?.dim(), (2, 10));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sequential {
+    layers: Vec<Layer>,
+    input_features: usize,
+    output_features: usize,
+    pixel_scale: f32,
+}
+
+#[derive(Debug, Clone)]
+enum Layer {
+    Linear { weight: CompressedWeight, bias: Option<Vec<f32>> },
+    Conv2d { weight: CompressedWeight, bias: Option<Vec<f32>>, geometry: Geometry },
+    Relu,
+    MaxPool2d { size: usize, input: [usize; 3] },
+}
+
+/// A convolution's window and images, `[channels, height, width]`.
+#[derive(Debug, Clone, Copy)]
+struct Geometry {
+    input: [usize; 3],
+    output: [usize; 3],
+    kernel: [usize; 2],
+    padding: usize,
+    stride: usize,
+}
+
+impl Sequential {
+    /// Builds the network that a checkpoint holds, with every weight in the form in which it is stored.
+    ///
+    /// # Errors
+    /// When the checkpoint does not say what network it is, or tensors are missing or misshapen.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        let config = SequentialConfig::of(checkpoint)?;
+        let mut builder = Builder { checkpoint, shape: config.input_shape.clone() };
+        let layers = config.layers.iter().filter_map(|l| builder.layer(l).transpose());
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            layers,
+            input_features: config.input_shape.iter().product(),
+            output_features: builder.shape.iter().product(),
+            pixel_scale: config.pixel_scale,
+        })
+    }
+
+    /// Number of values in one input.
+    pub fn input_features(&self) -> usize {
+        self.input_features
+    }
+
+    /// Number of values in one output: classes.
+    pub fn output_features(&self) -> usize {
+        self.output_features
+    }
+
+    /// What an 8-bit pixel is multiplied by.
+    pub fn pixel_scale(&self) -> f32 {
+        self.pixel_scale
+    }
+
+    /// Runs the network.
+    ///
+    /// # Shapes
+    /// `[batch, input_features]` → `[batch, output_features]`: logits.
+    ///
+    /// # Errors
+    /// When the input has another number of features.
+    pub fn forward(&self, input: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
+        if input.ncols() != self.input_features {
+            return Err(ModelError::Input { expected: self.input_features, actual: input.ncols() });
+        }
+        let mut x = input.to_owned();
+        for layer in &self.layers {
+            x = match layer {
+                Layer::Linear { weight, bias } => {
+                    let mut y = weight.matmul(x.view())?;
+                    if let Some(bias) = bias {
+                        y.axis_iter_mut(Axis(0))
+                            .for_each(|mut row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+                    }
+                    y
+                }
+                Layer::Conv2d { weight, bias, geometry } => {
+                    geometry.convolve(x.view(), weight, bias.as_deref())?
+                }
+                Layer::Relu => {
+                    x.mapv_inplace(|v| v.max(0.0));
+                    x
+                }
+                Layer::MaxPool2d { size, input } => max_pool(x.view(), *size, *input),
+            };
+        }
+        Ok(x)
+    }
+}
+
+/// Follows the shape of the activations through the layers.
+struct Builder<'a> {
+    checkpoint: &'a Checkpoint,
+    shape: Vec<usize>,
+}
+
+impl Builder<'_> {
+    fn layer(&mut self, config: &LayerConfig) -> Result<Option<Layer>, ModelError> {
+        let bad = |layer: &str, reason: String| ModelError::Layer {
+            path: self.checkpoint.path().to_path_buf(),
+            layer: layer.to_owned(),
+            reason,
+        };
+        let overflow = |layer: &str| bad(layer, "its shape is larger than this machine can address".into());
+        match config {
+            LayerConfig::Relu => Ok(Some(Layer::Relu)),
+            LayerConfig::Flatten => {
+                let features = checked_product(&self.shape).ok_or_else(|| overflow("flatten"))?;
+                self.shape = vec![features];
+                Ok(None)
+            }
+            LayerConfig::Linear { name } => {
+                let (weight, bias) = self.tensors(name)?;
+                let features = self.shape.last().copied().unwrap_or(0);
+                if self.shape.len() != 1 || weight.shape().len() != 2 || weight.cols() != features {
+                    let reason = format!(
+                        "a weight of shape {:?} does not fit an input of shape {:?}",
+                        weight.shape(),
+                        self.shape
+                    );
+                    return Err(bad(name, reason));
+                }
+                self.shape = vec![weight.rows()];
+                Ok(Some(Layer::Linear { weight, bias }))
+            }
+            LayerConfig::Conv2d { name, padding, stride } => {
+                let (weight, bias) = self.tensors(name)?;
+                let clash = || {
+                    let reason = format!(
+                        "a weight of shape {:?} with padding {padding} and stride {stride} does not fit an input of shape {:?}",
+                        weight.shape(),
+                        self.shape
+                    );
+                    bad(name, reason)
+                };
+                let ([out, channels, kh, kw], [c, h, w]) = (weight.shape(), self.shape.as_slice()) else {
+                    return Err(clash());
+                };
+                let side = |image: usize, kernel: usize| {
+                    let padded = image.checked_add(padding.checked_mul(2)?)?;
+                    Some(padded.checked_sub(kernel)?.checked_div(*stride)? + 1)
+                };
+                let (Some(oh), Some(ow), true) = (side(*h, *kh), side(*w, *kw), channels == c) else {
+                    return Err(clash());
+                };
+                let geometry = Geometry {
+                    input: [*c, *h, *w],
+                    output: [*out, oh, ow],
+                    kernel: [*kh, *kw],
+                    padding: *padding,
+                    stride: *stride,
+                };
+                let patch =
+                    checked_product(&[oh, ow, *c, *kh, *kw]).filter(|n| *n < isize::MAX as usize / 64);
+                if patch.is_none() || checked_product(&geometry.output).is_none() {
+                    return Err(overflow(name));
+                }
+                self.shape = geometry.output.to_vec();
+                Ok(Some(Layer::Conv2d { weight, bias, geometry }))
+            }
+            LayerConfig::MaxPool2d { size } => {
+                let &[c, h, w] = self.shape.as_slice() else {
+                    return Err(bad(
+                        "max_pool2d",
+                        format!("needs an image, not an input of shape {:?}", self.shape),
+                    ));
+                };
+                if *size == 0 || *size > h || *size > w {
+                    return Err(bad(
+                        "max_pool2d",
+                        format!("a window of {size} does not fit an image of {h} × {w}"),
+                    ));
+                }
+                self.shape = vec![c, h / size, w / size];
+                Ok(Some(Layer::MaxPool2d { size: *size, input: [c, h, w] }))
+            }
+        }
+    }
+
+    fn tensors(&self, name: &str) -> Result<(CompressedWeight, Option<Vec<f32>>), ModelError> {
+        let weight = self.checkpoint.weight(&format!("{name}.weight"))?;
+        let bias_name = format!("{name}.bias");
+        let bias = if self.checkpoint.entry(&bias_name).is_ok() {
+            let bias = self.checkpoint.dense(&bias_name)?;
+            if bias.len() != weight.rows() {
+                return Err(ModelError::Layer {
+                    path: self.checkpoint.path().to_path_buf(),
+                    layer: name.to_owned(),
+                    reason: format!("{} biases do not fit {} output features", bias.len(), weight.rows()),
+                });
+            }
+            Some(bias)
+        } else {
+            None
+        };
+        Ok((weight, bias))
+    }
+}
+
+fn checked_product(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))
+}
+
+impl Geometry {
+    /// Every window becomes a row (im2col), so that the convolution is a product with the weight's matrix.
+    fn convolve(
+        &self,
+        x: ArrayView2<'_, f32>,
+        weight: &CompressedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Array2<f32>, ModelError> {
+        let [c, h, w] = self.input;
+        let [out, oh, ow] = self.output;
+        let [kh, kw] = self.kernel;
+        let (batch, windows, patch) = (x.nrows(), oh * ow, c * kh * kw);
+        let x = x.as_standard_layout();
+        let x: &[f32] = x.as_slice().unwrap_or_default();
+        let mut patches = Array2::<f32>::zeros((batch * windows, patch));
+        if let Some(all) = patches.as_slice_mut()
+            && windows * patch > 0
+        {
+            all.par_chunks_mut(windows * patch).zip(x.par_chunks(c * h * w)).for_each(|(patches, image)| {
+                for (window, patch) in patches.chunks_exact_mut(patch).enumerate() {
+                    let (top, left) = (window / ow * self.stride, window % ow * self.stride);
+                    for (i, value) in patch.iter_mut().enumerate() {
+                        let (channel, row, col) = (i / (kh * kw), top + i / kw % kh, left + i % kw);
+                        let inside = (self.padding..h + self.padding).contains(&row)
+                            && (self.padding..w + self.padding).contains(&col);
+                        if inside {
+                            *value = image[(channel * h + row - self.padding) * w + col - self.padding];
+                        }
+                    }
+                }
+            });
+        }
+        // [batch · windows, out] → [batch, out · windows]
+        let product = weight.matmul(patches.view())?;
+        let mut y = Array2::<f32>::zeros((batch, out * windows));
+        for ((image, mut y), product) in
+            y.axis_iter_mut(Axis(0)).enumerate().zip(product.axis_chunks_iter(Axis(0), windows.max(1)))
+        {
+            debug_assert!(image < batch);
+            for ((window, channel), value) in product.indexed_iter() {
+                y[channel * windows + window] = value + bias.map_or(0.0, |b| b[channel]);
+            }
+        }
+        Ok(y)
+    }
+}
+
+fn max_pool(x: ArrayView2<'_, f32>, size: usize, [c, h, w]: [usize; 3]) -> Array2<f32> {
+    let (oh, ow) = (h / size, w / size);
+    Array2::from_shape_fn((x.nrows(), c * oh * ow), |(image, i)| {
+        let (channel, row, col) = (i / (oh * ow), i / ow % oh, i % ow);
+        let mut largest = f32::NEG_INFINITY;
+        for y in row * size..(row + 1) * size {
+            for x_ in col * size..(col + 1) * size {
+                largest = largest.max(x[[image, (channel * h + y) * w + x_]]);
+            }
+        }
+        largest
+    })
+}
+
+/// Convenience for callers that have a path.
+impl TryFrom<&Path> for Sequential {
+    type Error = ModelError;
+
+    fn try_from(path: &Path) -> Result<Self, ModelError> {
+        Self::open(&Checkpoint::open(path)?)
+    }
+}

@@ -1,0 +1,16 @@
+//! Plan, then run, then verify.
+//!
+//! [`Plan::new`] says for every tensor what a recipe does to it and why, with the exact bytes out, before any work.
+//! [`Plan::run`] does it, one tensor at a time, and gives a [`Run`] with the error of every layer. [`verify`] compares a
+//! finished output with its source.
+
+mod error;
+mod global;
+mod plan;
+mod run;
+mod verify;
+
+pub use error::PipelineError;
+pub use plan::{Plan, PlannedAction, PlannedTensor};
+pub use run::{LayerReport, Progress, Run};
+pub use verify::{Check, Verification, VerifyOptions, verify};

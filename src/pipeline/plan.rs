@@ -1,0 +1,498 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::PipelineError;
+use super::global::{Share, shares};
+use crate::checkpoint::formats::{self, compressed_tensors, tersor};
+use crate::checkpoint::{Checkpoint, Entry, Stored, TensorClass, TensorSpec, file_bytes};
+use crate::dtype::{FloatType, Precision};
+use crate::layer::Method;
+use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe};
+use crate::weight::{Coding, Form, Granularity, LayoutKind};
+
+/// What happens to one tensor of the model.
+#[derive(Debug)]
+pub struct PlannedTensor<'a> {
+    pub(super) entry: &'a Entry,
+    pub(super) action: PlannedAction<'a>,
+    reason: String,
+    pub(super) specs: Vec<TensorSpec>,
+}
+
+/// What happens to a tensor.
+#[derive(Debug)]
+pub enum PlannedAction<'a> {
+    /// It is copied byte for byte.
+    Copy,
+    /// It was compressed before and stays so; its tensors are written as tersor writes them, without loss.
+    Rewrite(Form),
+    /// It is compressed.
+    Compress(Job<'a>),
+}
+
+/// How a tensor is compressed.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub(super) prune: Option<(&'a Prune, Option<Share>)>,
+    pub(super) quantize: Option<&'a dyn Method>,
+    pub(super) form: Form,
+    pub(super) precision: Precision,
+}
+
+impl PlannedTensor<'_> {
+    /// Name in the model.
+    pub fn name(&self) -> &str {
+        &self.entry.name
+    }
+
+    /// The tensor as it is.
+    pub fn entry(&self) -> &Entry {
+        self.entry
+    }
+
+    /// What happens to it.
+    pub fn action(&self) -> &PlannedAction<'_> {
+        &self.action
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// The form it will have; `None` when it is copied.
+    pub fn form(&self) -> Option<&Form> {
+        match &self.action {
+            PlannedAction::Copy => None,
+            PlannedAction::Rewrite(form) => Some(form),
+            PlannedAction::Compress(job) => Some(&job.form),
+        }
+    }
+
+    /// Whether the output is compressed by this plan.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.action, PlannedAction::Compress(_))
+    }
+
+    /// Exact bytes of its tensors in the output.
+    pub fn bytes(&self) -> u64 {
+        self.specs.iter().map(TensorSpec::bytes).sum()
+    }
+
+    /// What it will be, in words.
+    pub fn describe(&self) -> String {
+        self.form().map_or_else(|| self.entry.describe(), ToString::to_string)
+    }
+
+    /// Names of the methods.
+    pub fn methods(&self) -> Vec<String> {
+        let PlannedAction::Compress(job) = &self.action else { return Vec::new() };
+        let prune = job.prune.map(|(prune, _)| prune.to_string());
+        prune.into_iter().chain(job.quantize.map(Method::name)).collect()
+    }
+
+    /// Largest number of bytes that working on it takes, apart from the mapped source.
+    fn working_bytes(&self) -> u64 {
+        let n = self.entry.elements() as u64;
+        match &self.action {
+            PlannedAction::Copy => 0,
+            PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
+            // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
+            // stored bytes), and the result dequantized for its error
+            PlannedAction::Compress(job) => {
+                let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
+                4 * n + pruned + 5 * n + 2 * job.form.bytes().total()
+            }
+        }
+    }
+}
+
+/// One safetensors file of the output.
+#[derive(Debug)]
+pub(super) struct PlannedFile {
+    pub(super) name: String,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) bytes: u64,
+}
+
+/// For every tensor what happens and why, the exact bytes out, and the memory it takes.
+///
+/// ```no_run
+/// use tersor::{Checkpoint, Plan, PresetOptions, Recipe};
+///
+/// let checkpoint = Checkpoint::open("fixtures/fashion-mlp")?;
+/// let recipe = Recipe::preset("int8", PresetOptions::default())?;
+/// let plan = Plan::new(&checkpoint, &recipe)?;
+/// println!("{} → {} bytes", plan.bytes_before(), plan.bytes_after());
+/// let run = plan.run("/tmp/fashion-mlp-int8", &mut |_| std::ops::ControlFlow::Continue(()))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Plan<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    format: OutputFormat,
+    tensors: Vec<PlannedTensor<'a>>,
+    pub(super) files: Vec<PlannedFile>,
+    /// `config.json`, if the output has one.
+    pub(super) config: Option<Value>,
+}
+
+impl<'a> Plan<'a> {
+    /// Plans what a recipe does to a checkpoint. Reads no weights, unless the recipe prunes several tensors together.
+    ///
+    /// # Errors
+    /// When a step or ignore pattern names no tensor, the recipe contradicts itself, or the output format cannot hold a
+    /// weight.
+    pub fn new(checkpoint: &'a Checkpoint, recipe: &'a Recipe) -> Result<Self, PipelineError> {
+        let format = recipe.output_format().unwrap_or_else(|| default_format(checkpoint));
+        check_matches(checkpoint, recipe)?;
+        let global = global_shares(checkpoint, recipe)?;
+        let mut tensors = Vec::new();
+        for entry in checkpoint.entries() {
+            tensors.push(plan_tensor(checkpoint, recipe, format, &global, entry)?);
+        }
+        check_names(checkpoint, &tensors)?;
+        let files = plan_files(checkpoint, &tensors);
+        let config = plan_config(checkpoint, &tensors)?;
+        Ok(Self { checkpoint, format, tensors, files, config })
+    }
+
+    /// The output format.
+    pub fn format(&self) -> OutputFormat {
+        self.format
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Path {
+        self.checkpoint.path()
+    }
+
+    /// Every tensor of the model.
+    pub fn tensors(&self) -> &[PlannedTensor<'a>] {
+        &self.tensors
+    }
+
+    /// Bytes of the source's safetensors files.
+    pub fn bytes_before(&self) -> u64 {
+        self.checkpoint.file_bytes()
+    }
+
+    /// Exact bytes of the output's safetensors files.
+    pub fn bytes_after(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+
+    /// Safetensors files of the output: name and exact bytes.
+    pub fn output_files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files.iter().map(|f| (f.name.as_str(), f.bytes))
+    }
+
+    /// Most bytes that the run holds at a time, apart from the mapped source: what the largest tensor takes.
+    pub fn peak_memory(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::working_bytes).max().unwrap_or(0)
+    }
+
+    /// Weights that only tersor can read, and why, when the output format is `compressed-tensors`.
+    pub fn only_tersor_reads(&self) -> impl Iterator<Item = (&str, String)> {
+        self.tensors.iter().filter_map(|t| Some((t.name(), compressed_tensors::why_not(t.form()?)?)))
+    }
+}
+
+fn default_format(checkpoint: &Checkpoint) -> OutputFormat {
+    let names_architectures = checkpoint.config().is_some_and(|c| c.get("architectures").is_some());
+    if names_architectures { OutputFormat::CompressedTensors } else { OutputFormat::Tersor }
+}
+
+/// A step or pattern that names nothing is a mistake, most likely a misspelt name.
+fn check_matches(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
+    let entries = checkpoint.entries();
+    let nothing = |what: String, hint: String| {
+        Err(PipelineError::MatchesNothing { path: checkpoint.path().to_path_buf(), what, hint })
+    };
+    for pattern in recipe.ignored() {
+        if !entries.iter().any(|e| pattern.matches(&e.name)) {
+            return nothing(
+                format!("ignore pattern `{pattern}`"),
+                hint(pattern.to_string().as_str(), entries),
+            );
+        }
+    }
+    for (i, step) in recipe.steps().iter().enumerate() {
+        if !entries.iter().any(|e| step.applies_to(&e.name, e.class) && compressible(e).is_ok()) {
+            let counts: Vec<String> = TensorClass::ALL
+                .into_iter()
+                .map(|class| (class, entries.iter().filter(|e| e.class == class).count()))
+                .filter(|(_, n)| *n > 0)
+                .map(|(class, n)| format!("{n} {class}"))
+                .collect();
+            return nothing(
+                format!("step {} of the recipe", i + 1),
+                format!(" (there are: {})", counts.join(", ")),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn hint(pattern: &str, entries: &[Entry]) -> String {
+    let similarity = |e: &&Entry| (strsim::jaro_winkler(pattern, e.module()) * 1e6) as u64;
+    match entries.iter().max_by_key(similarity) {
+        Some(entry) => format!(" (the most similar name is `{}`)", entry.module()),
+        None => String::new(),
+    }
+}
+
+/// Why a tensor cannot be compressed at all.
+fn compressible(entry: &Entry) -> Result<Precision, String> {
+    match (entry.precision(), &entry.stored) {
+        _ if entry.elements() == 0 => Err("it has no elements".into()),
+        (Some(precision), _) => Ok(precision),
+        (None, Stored::Plain(dtype)) => Err(format!("{dtype:?} is no float")),
+        (None, Stored::Compressed(_)) => Err("it is no float".into()),
+    }
+}
+
+/// The shares of every tensor in the global pruning step that applies to it.
+fn global_shares(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Share>, PipelineError> {
+    let mut all = BTreeMap::new();
+    for (i, step) in recipe.steps().iter().enumerate() {
+        let Action::Prune(Prune::Global(sparsity, _)) = step.action() else { continue };
+        let mut members = Vec::new();
+        for entry in checkpoint.entries().iter().filter(|e| compressible(e).is_ok()) {
+            if let Decision::Apply { prune: Some((step, _)), .. } = recipe.decide(&entry.name, entry.class)?
+                && step == i
+            {
+                members.push(entry);
+            }
+        }
+        all.extend(shares(checkpoint, &members, *sparsity)?);
+    }
+    Ok(all)
+}
+
+fn plan_tensor<'a>(
+    checkpoint: &Checkpoint,
+    recipe: &'a Recipe,
+    format: OutputFormat,
+    global: &BTreeMap<String, Share>,
+    entry: &'a Entry,
+) -> Result<PlannedTensor<'a>, PipelineError> {
+    let keep = |reason: String| {
+        let (action, specs) = match &entry.stored {
+            Stored::Compressed(form) => {
+                (PlannedAction::Rewrite(form.clone()), formats::specs(&entry.name, form))
+            }
+            Stored::Plain(dtype) => {
+                let spec = TensorSpec { name: entry.name.clone(), dtype: *dtype, shape: entry.shape.clone() };
+                (PlannedAction::Copy, vec![spec])
+            }
+        };
+        Ok(PlannedTensor { entry, action, reason, specs })
+    };
+    let (prune, quantize) = match recipe.decide(&entry.name, entry.class)? {
+        Decision::Ignored(pattern) => return keep(format!("ignored by `{pattern}`")),
+        Decision::NotNamed => return keep(format!("{}: no step names it", entry.class)),
+        Decision::Apply { prune, quantize } => (prune, quantize),
+    };
+    let precision = match compressible(entry) {
+        Ok(precision) => precision,
+        Err(reason) => return keep(reason),
+    };
+    let steps: Vec<String> =
+        prune.iter().map(|p| p.0).chain(quantize.iter().map(|q| q.0)).map(|i| (i + 1).to_string()).collect();
+    let mut reason = format!("{}: step {}", entry.class, steps.join(" and "));
+    if let Stored::Compressed(form) = &entry.stored {
+        reason.push_str(&format!("; was {form}"));
+    }
+    let before = Coding::Float(precision);
+    let coding = quantize.map_or(before, |(_, method)| method.coding(before));
+    if prune.is_none() && entry.stored == Stored::Plain(precision.dtype()) && coding == before {
+        return keep(format!("{} already", entry.describe()));
+    }
+    let [rows, cols] = [entry.shape.first().copied().unwrap_or(1), entry.shape.iter().skip(1).product()];
+    let form_of = |layout, kept| {
+        Form::new(&entry.shape, layout, coding, kept)
+            .map_err(PipelineError::weight(checkpoint.path(), &entry.name))
+    };
+    let (form, prune) = match prune {
+        None => (form_of(LayoutKind::Dense, rows * cols)?, None),
+        Some((_, prune)) => {
+            let share = global.get(&entry.name).copied();
+            let kept = match prune {
+                Prune::Layer(sparsity, _) => rows * cols - sparsity.of((rows * cols) as u64) as usize,
+                Prune::Global(..) => share.map_or(rows * cols, |s| s.kept),
+                Prune::NofM(pattern, _) => rows * pattern.kept_per_row(cols),
+                Prune::Structured(structured, _) => structured.kept(rows, cols),
+            };
+            let dense = form_of(LayoutKind::Dense, rows * cols)?;
+            let mut candidates =
+                vec![form_of(LayoutKind::Bitmask, kept)?, form_of(LayoutKind::CompressedRows, kept)?];
+            if let Prune::NofM(pattern, _) = prune {
+                candidates.insert(0, form_of(LayoutKind::NofM(*pattern), kept)?);
+            }
+            candidates.push(dense);
+            let form = match prune.layout() {
+                LayoutChoice::Smallest => {
+                    let smallest = candidates.iter().min_by_key(|f| f.bytes().total()).cloned();
+                    let form = smallest.unwrap_or(form_of(LayoutKind::Bitmask, kept)?);
+                    if form.layout() == LayoutKind::Dense {
+                        reason.push_str("; at this sparsity dense zeros take the fewest bytes");
+                    }
+                    form
+                }
+                LayoutChoice::Fixed(LayoutKind::Dense) => form_of(LayoutKind::Dense, rows * cols)?,
+                LayoutChoice::Fixed(layout) => form_of(layout, kept)?,
+            };
+            (form, Some((prune, share)))
+        }
+    };
+    if format == OutputFormat::CompressedTensors
+        && form.layout() == LayoutKind::Dense
+        && let Some(reason) = compressed_tensors::why_not(&form)
+    {
+        return Err(PipelineError::Format {
+            path: checkpoint.path().to_path_buf(),
+            tensor: entry.name.clone(),
+            shape: entry.shape.clone(),
+            form: form.to_string(),
+            reason,
+            advice: advice(&form),
+        });
+    }
+    let specs = formats::specs(&entry.name, &form);
+    let quantize = quantize.map(|(_, method)| method);
+    let action = PlannedAction::Compress(Job { prune, quantize, form, precision });
+    Ok(PlannedTensor { entry, action, reason, specs })
+}
+
+fn advice(form: &Form) -> String {
+    let other = "ignore this tensor, or choose the format `tersor`, which only tersor reads";
+    match form.coding().granularity() {
+        Some(Granularity::Group(size)) if form.is_ragged() => {
+            // the largest sizes that divide, from just below the one asked for
+            let divisors: Vec<String> = (2..=size.get())
+                .rev()
+                .filter(|d| form.cols().is_multiple_of(*d))
+                .take(3)
+                .map(|d| d.to_string())
+                .collect();
+            format!("choose a group size that divides {} ({}), {other}", form.cols(), divisors.join(", "))
+        }
+        _ => other.to_owned(),
+    }
+}
+
+fn check_names(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Result<(), PipelineError> {
+    let mut taken = BTreeSet::new();
+    for tensor in tensors {
+        for spec in &tensor.specs {
+            if !taken.insert(&spec.name) {
+                return Err(PipelineError::NameTaken {
+                    path: checkpoint.path().to_path_buf(),
+                    tensor: tensor.name().to_owned(),
+                    name: spec.name.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same files as the source has; a single one is called `model.safetensors`.
+fn plan_files(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Vec<PlannedFile> {
+    let single = checkpoint.files().len() == 1;
+    checkpoint
+        .files()
+        .enumerate()
+        .map(|(file, path)| {
+            let of_file = || tensors.iter().filter(|t| t.entry.file == file);
+            let mut metadata = checkpoint.metadata(file).cloned().unwrap_or_default();
+            metadata.remove(tersor::KEY);
+            // transformers refuses files that do not say which framework's tensors they hold
+            metadata.entry("format".into()).or_insert_with(|| "pt".into());
+            let mut forms = of_file().filter_map(|t| Some((t.name(), described(t)?))).peekable();
+            if forms.peek().is_some() {
+                metadata.insert(tersor::KEY.into(), tersor::write_metadata(forms));
+            }
+            let specs: Vec<TensorSpec> = of_file().flat_map(|t| t.specs.iter().cloned()).collect();
+            let name = if single { Path::new("model.safetensors") } else { path };
+            PlannedFile {
+                name: name.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                bytes: file_bytes(&specs, &metadata),
+                metadata,
+            }
+        })
+        .collect()
+}
+
+/// The form of a tensor that is stored as more or other than a plain tensor.
+fn described<'a>(tensor: &'a PlannedTensor<'_>) -> Option<&'a Form> {
+    let form = tensor.form()?;
+    let plain = form.layout() == LayoutKind::Dense && matches!(form.coding(), Coding::Float(_));
+    (!plain).then_some(form)
+}
+
+fn plan_config(
+    checkpoint: &Checkpoint,
+    tensors: &[PlannedTensor<'_>],
+) -> Result<Option<Value>, PipelineError> {
+    let weights = tensors.iter().filter_map(|t| Some((t.entry.module(), described(t)?)));
+    let untouched: Vec<&str> = tensors
+        .iter()
+        .filter(|t| t.entry.class == TensorClass::Linear && described(t).is_none())
+        .map(|t| t.entry.module())
+        .collect();
+    let quantization = compressed_tensors::write_config(weights, &untouched);
+    let mut config = checkpoint.config().cloned();
+    let foreign =
+        config.as_ref().and_then(|c| c.get("quantization_config")).and_then(|q| q.get("quant_method"));
+    if let (Some(method), Some(_)) = (foreign.and_then(Value::as_str), &quantization)
+        && method != "compressed-tensors"
+    {
+        let path: PathBuf = checkpoint.path().join("config.json");
+        let reason = format!("the model is already quantized by `{method}`; start from the original model");
+        return Err(crate::checkpoint::CheckpointError::Config { path, reason }.into());
+    }
+    if let Some(quantization) = quantization {
+        config.get_or_insert_with(|| json!({}))["quantization_config"] = quantization;
+    } else if let Some(Value::Object(config)) = &mut config
+        && foreign_is_ours(config.get("quantization_config"))
+    {
+        config.remove("quantization_config");
+    }
+    if let (Some(config), Some(dtype)) = (&mut config, common_dtype(tensors)) {
+        for key in ["torch_dtype", "dtype"] {
+            if config.get(key).is_some_and(Value::is_string) {
+                config[key] = dtype.into();
+            }
+        }
+    }
+    Ok(config)
+}
+
+fn foreign_is_ours(quantization: Option<&Value>) -> bool {
+    let method = quantization.and_then(|q| q.get("quant_method")).and_then(Value::as_str);
+    method == Some("compressed-tensors")
+}
+
+/// The name that `config.json` has for the dtype of all floats, if they have been converted to one.
+fn common_dtype(tensors: &[PlannedTensor<'_>]) -> Option<&'static str> {
+    let converted = tensors
+        .iter()
+        .any(|t| t.is_compressed() && t.form().is_some_and(|f| matches!(f.coding(), Coding::Float(_))));
+    let mut precisions = tensors.iter().filter(|t| t.entry.elements() > 0).filter_map(|t| match t.form() {
+        Some(form) => Some(Some(formats::precision_of(form.coding()))),
+        None => match t.entry.stored {
+            Stored::Plain(dtype) => FloatType::of(dtype).map(|f| (f.size() < 8).then(|| Precision::of(f))),
+            Stored::Compressed(_) => None,
+        },
+    });
+    let first = precisions.next()??;
+    (converted && precisions.all(|p| p == Some(first))).then_some(match first {
+        Precision::F32 => "float32",
+        Precision::F16 => "float16",
+        Precision::Bf16 => "bfloat16",
+    })
+}

@@ -1,0 +1,193 @@
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::PipelineError;
+use crate::checkpoint::{Checkpoint, Entry, Stored};
+use crate::evaluate::WeightErrors;
+use crate::kernels::reduce;
+use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid};
+
+/// What [`verify`] insists on.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct VerifyOptions {
+    /// Largest relative error `‖w − ŵ‖ / ‖w‖` that a tensor may have. Without it, the bound follows from the form: half a
+    /// step for every kept value, where a step is that of codes spread from the tile's smallest to its largest
+    /// value; half a unit in the last place for floats; and whatever was pruned.
+    pub max_relative_error: Option<f64>,
+}
+
+/// What was found about one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Check {
+    /// Name in the model.
+    pub name: String,
+    /// What it is in the output; empty when it is missing.
+    pub form: String,
+    /// What is wrong, if anything.
+    pub failure: Option<String>,
+    /// Relative error, and the bound it was held against.
+    pub relative_error: f64,
+    /// The bound.
+    pub bound: f64,
+}
+
+/// What was found about an output.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verification {
+    /// The source.
+    pub source: PathBuf,
+    /// The output.
+    pub output: PathBuf,
+    /// Every tensor of either.
+    pub checks: Vec<Check>,
+}
+
+impl Verification {
+    /// The checks that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| c.failure.is_some())
+    }
+}
+
+/// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, and the error of every
+/// value that may differ.
+///
+/// # Errors
+/// When either cannot be read. What is merely wrong is in the result.
+pub fn verify(
+    source: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    options: VerifyOptions,
+) -> Result<Verification, PipelineError> {
+    let original = Checkpoint::open(source.as_ref())?;
+    let compressed = Checkpoint::open(output.as_ref())?;
+    let mut checks = Vec::new();
+    for entry in original.entries() {
+        checks.push(match compressed.entry(&entry.name) {
+            Ok(other) => check(&original, &compressed, entry, other, options)?,
+            Err(_) => failed(&entry.name, "", "it is missing from the output".into()),
+        });
+    }
+    for other in compressed.entries() {
+        if original.entry(&other.name).is_err() {
+            checks.push(failed(&other.name, &other.describe(), "the source has no such tensor".into()));
+        }
+    }
+    Ok(Verification { source: source.as_ref().into(), output: output.as_ref().into(), checks })
+}
+
+fn failed(name: &str, form: &str, failure: String) -> Check {
+    Check {
+        name: name.to_owned(),
+        form: form.to_owned(),
+        failure: Some(failure),
+        relative_error: f64::NAN,
+        bound: f64::NAN,
+    }
+}
+
+fn check(
+    original: &Checkpoint,
+    compressed: &Checkpoint,
+    before: &Entry,
+    after: &Entry,
+    options: VerifyOptions,
+) -> Result<Check, PipelineError> {
+    let form = after.describe();
+    let fail = |failure: String| Ok(failed(&before.name, &form, failure));
+    if before.shape != after.shape {
+        return fail(format!("shape {:?} became {:?}", before.shape, after.shape));
+    }
+    if let (Stored::Plain(a), Stored::Plain(b)) = (&before.stored, &after.stored)
+        && a == b
+    {
+        let same = original.tensor(&before.name)?.bytes == compressed.tensor(&before.name)?.bytes;
+        let (relative_error, bound) = (0.0, 0.0);
+        return if same {
+            Ok(Check { name: before.name.clone(), form, failure: None, relative_error, bound })
+        } else {
+            fail("it was to be copied, but its bytes differ".into())
+        };
+    }
+    if before.precision().is_none() || after.precision().is_none() {
+        return fail(format!("{} became {form}", before.describe()));
+    }
+    let values = original.dense(&before.name)?;
+    let weight = compressed.weight(&before.name)?;
+    let dense = weight.dequantize();
+    let dense: &[f32] = dense.as_slice().unwrap_or_default();
+    if let Some(found) = reduce::first_non_finite(dense) {
+        return fail(format!("it holds {found}"));
+    }
+    let errors = WeightErrors::between(&values, dense);
+    let bound = options.max_relative_error.unwrap_or_else(|| bound(&values, &weight));
+    let within = errors.relative <= bound;
+    Ok(Check {
+        name: before.name.clone(),
+        failure: (!within).then(|| format!("relative error {:.3e} is beyond {bound:.3e}", errors.relative)),
+        form,
+        relative_error: errors.relative,
+        bound,
+    })
+}
+
+/// The largest relative error that rounding to nearest explains.
+fn bound(values: &[f32], weight: &CompressedWeight) -> f64 {
+    let cols = weight.cols().max(1);
+    let mask = weight.mask();
+    let kept = |i: usize| mask.as_ref().is_none_or(|m| m.keeps(i / cols, i % cols));
+    let dense = weight.dequantize();
+    let dense: &[f32] = dense.as_slice().unwrap_or_default();
+    let (mut allowed, mut norm) = (0.0f64, 0.0f64);
+    let steps = weight.form().grid().map(|grid| (grid, tile_steps(values, weight, grid, kept)));
+    for (i, x) in values.iter().map(|x| f64::from(*x)).enumerate() {
+        norm += x * x;
+        allowed += if kept(i) && !(steps.is_some() && dense[i] == 0.0 && x.abs() == 0.0) {
+            match (&steps, weight.form().coding()) {
+                (Some((grid, steps)), Coding::Int { .. }) => {
+                    steps[grid.index(i / cols, i % cols)].powi(2) / 4.0
+                }
+                // e4m3: half of 2^-3 relative, or half of the smallest step
+                (Some((grid, steps)), _) => {
+                    (x.abs() / 16.0).max(steps[grid.index(i / cols, i % cols)] / 1024.0).powi(2)
+                }
+                (None, Coding::Float(precision)) => (x * f64::from(precision.epsilon()) / 2.0).powi(2),
+                (None, _) => 0.0,
+            }
+        } else {
+            x * x
+        };
+    }
+    // the scale is itself rounded to the model's precision
+    let slack = weight.form().coding().granularity().map_or(1.0, |_| 1.0 + 4.0 * scale_epsilon(weight));
+    if norm == 0.0 { 0.0 } else { (allowed / norm).sqrt() * slack + f64::from(f32::MIN_POSITIVE) }
+}
+
+fn scale_epsilon(weight: &CompressedWeight) -> f64 {
+    f64::from(crate::checkpoint::formats::precision_of(weight.form().coding()).epsilon())
+}
+
+/// The step of codes spread from the smallest to the largest kept value of every tile.
+fn tile_steps(
+    values: &[f32],
+    weight: &CompressedWeight,
+    grid: ScaleGrid,
+    kept: impl Fn(usize) -> bool,
+) -> Vec<f64> {
+    let cols = weight.cols().max(1);
+    let mut ranges = vec![(0f64, 0f64); grid.len()];
+    for (i, x) in values.iter().enumerate().filter(|(i, _)| kept(*i)) {
+        let range = &mut ranges[grid.index(i / cols, i % cols)];
+        *range = (range.0.min(f64::from(*x)), range.1.max(f64::from(*x)));
+    }
+    let codes = |bits: Bits| f64::from(bits.range().1 - bits.range().0);
+    ranges
+        .into_iter()
+        .map(|(min, max)| match weight.form().coding() {
+            Coding::Int { bits, symmetric: true, .. } => 2.0 * max.max(-min) / codes(bits),
+            Coding::Int { bits, symmetric: false, .. } => (max - min) / codes(bits),
+            _ => max.max(-min) / 448.0,
+        })
+        .collect()
+}

@@ -1,0 +1,143 @@
+//! Recipes: which layer gets what.
+//!
+//! A [`Recipe`] is a list of [`Step`]s. Each names tensors, by class and by name, and prunes or quantizes them.
+//! Recipes come from [presets](Recipe::preset) (`"int8"`, `"2:4+int4"`), from [TOML](Recipe::from_toml), or are built in code:
+//!
+//! ```
+//! use tersor::{Bits, Magnitude, Recipe, RoundToNearest, Sparsity, Step};
+//!
+//! let recipe = Recipe::new()
+//!     .step(Step::prune(Magnitude::Unstructured(Sparsity::new(0.5)?)))
+//!     .step(Step::quantize(RoundToNearest::int(Bits::new(8).unwrap())))
+//!     // of the steps that name a tensor, the last wins: the output layer keeps more bits
+//!     .step(Step::quantize(RoundToNearest::f8_e4m3()).names(["fc3"])?)
+//!     .ignore("*.embed_tokens")?;
+//! assert_eq!(recipe.steps().len(), 3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod pattern;
+mod preset;
+mod step;
+mod toml;
+
+pub use error::RecipeError;
+pub use pattern::Pattern;
+pub use preset::{PresetOptions, preset_names};
+pub use step::{Action, LayoutChoice, Prune, Step};
+
+use crate::checkpoint::TensorClass;
+
+/// How the output is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// `compressed-tensors`: what vLLM and transformers load. Sparse layouts, for which it has no name, are written as
+    /// tersor's own tensors; a quantized weight that it cannot hold is an error.
+    CompressedTensors,
+    /// The same where `compressed-tensors` has a name, and tersor's own tensors for everything else, such as
+    /// ragged groups and quantized convolutions.
+    Tersor,
+}
+
+impl std::fmt::Display for OutputFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CompressedTensors => "compressed-tensors",
+            Self::Tersor => "tersor",
+        })
+    }
+}
+
+/// Which layer gets what.
+#[derive(Debug, Clone, Default)]
+pub struct Recipe {
+    steps: Vec<Step>,
+    ignore: Vec<Pattern>,
+    /// Conventional exceptions, which need not match anything.
+    usual_ignore: Vec<Pattern>,
+    format: Option<OutputFormat>,
+}
+
+/// What a recipe does to one tensor.
+#[derive(Debug, Clone)]
+pub(crate) enum Decision<'a> {
+    /// An ignore pattern names it.
+    Ignored(&'a Pattern),
+    /// No step names it.
+    NotNamed,
+    /// Numbers of the steps, counted from 0.
+    Apply { prune: Option<(usize, &'a Prune)>, quantize: Option<(usize, &'a dyn crate::layer::Method)> },
+}
+
+impl Recipe {
+    /// A recipe that does nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a step.
+    #[must_use]
+    pub fn step(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// Leaves the tensors alone that a pattern names; it must name at least one when the recipe is planned.
+    ///
+    /// # Errors
+    /// When the pattern is no valid regular expression.
+    pub fn ignore(mut self, pattern: &str) -> Result<Self, RecipeError> {
+        self.ignore.push(Pattern::new(pattern)?);
+        Ok(self)
+    }
+
+    /// Chooses the output format. Without a choice, a source whose `config.json` names its `architectures` is written as
+    /// [`OutputFormat::CompressedTensors`], any other as [`OutputFormat::Tersor`].
+    #[must_use]
+    pub fn format(mut self, format: OutputFormat) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// The steps.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The output format, if one was chosen.
+    pub fn output_format(&self) -> Option<OutputFormat> {
+        self.format
+    }
+
+    /// The patterns that must name something.
+    pub(crate) fn ignored(&self) -> &[Pattern] {
+        &self.ignore
+    }
+
+    /// What happens to a tensor: of the pruning steps that name it the last, and of the quantizing steps the last.
+    ///
+    /// # Errors
+    /// When the pruning step stands behind the quantizing one.
+    pub(crate) fn decide(&self, name: &str, class: TensorClass) -> Result<Decision<'_>, RecipeError> {
+        if let Some(pattern) = self.ignore.iter().chain(&self.usual_ignore).find(|p| p.matches(name)) {
+            return Ok(Decision::Ignored(pattern));
+        }
+        let (mut prune, mut quantize) = (None, None);
+        for (i, step) in self.steps.iter().enumerate().filter(|(_, s)| s.applies_to(name, class)) {
+            match step.action() {
+                Action::Prune(action) => prune = Some((i, action)),
+                Action::Quantize(method) => quantize = Some((i, method.as_ref())),
+            }
+        }
+        match (prune, quantize) {
+            (None, None) => Ok(Decision::NotNamed),
+            (Some((p, _)), Some((q, _))) if p > q => Err(RecipeError::PruneAfterQuantize {
+                tensor: name.to_owned(),
+                prune: p + 1,
+                quantize: q + 1,
+            }),
+            _ => Ok(Decision::Apply { prune, quantize }),
+        }
+    }
+}

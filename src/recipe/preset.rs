@@ -1,0 +1,142 @@
+use std::num::NonZeroUsize;
+
+use super::{LayoutChoice, OutputFormat, Pattern, Prune, Recipe, RecipeError, Step};
+use crate::checkpoint::TensorClass;
+use crate::dtype::Precision;
+use crate::prune::Sparsity;
+use crate::quantize::{CodeType, FloatCast, Overflow, RoundToNearest};
+use crate::weight::{Bits, Granularity, NofM};
+
+/// Group size of integer presets of fewer than 8 bits, as in `compressed-tensors`' own W4A16.
+const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+
+/// Presets by name, and what they do.
+const PRESETS: [(&str, &str); 13] = [
+    ("fp16", "every float tensor to f16"),
+    ("bf16", "every float tensor to bf16"),
+    ("fp8", "e4m3 codes, one scale a channel"),
+    ("int8", "8-bit integers, one scale a channel"),
+    ("int7", "7-bit integers, groups of 128"),
+    ("int6", "6-bit integers, groups of 128"),
+    ("int5", "5-bit integers, groups of 128"),
+    ("int4", "4-bit integers, groups of 128"),
+    ("int3", "3-bit integers, groups of 128"),
+    ("int2", "2-bit integers, groups of 128"),
+    ("N:M", "keep the N largest of every M neighbours, such as 2:4"),
+    ("S%", "drop the smallest S percent of each layer, such as 50%"),
+    ("S%-global", "drop the smallest S percent of all layers together"),
+];
+
+/// The presets: name and what each does. Integer presets also exist with `-asym` for zero points.
+pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PRESETS.into_iter()
+}
+
+/// What adjusts a preset.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PresetOptions {
+    /// Columns that share a scale, for integer codes.
+    pub group_size: Option<NonZeroUsize>,
+    /// What happens to values beyond the largest f16 or bf16.
+    pub overflow: Overflow,
+    /// The output format.
+    pub format: Option<OutputFormat>,
+}
+
+impl Recipe {
+    /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes.
+    ///
+    /// Presets name linear and convolution weights, and leave an `lm_head` as it is; `fp16` and `bf16` convert every float
+    /// tensor.
+    ///
+    /// ```
+    /// use tersor::{PresetOptions, Recipe};
+    ///
+    /// let recipe = Recipe::preset("2:4+int8", PresetOptions::default())?;
+    /// assert_eq!(recipe.steps().len(), 2);
+    /// let error = Recipe::preset("int9", PresetOptions::default()).unwrap_err();
+    /// assert!(error.to_string().contains("did you mean `int"));
+    /// # Ok::<(), tersor::RecipeError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a name is unknown, or options do not fit the preset.
+    pub fn preset(names: &str, options: PresetOptions) -> Result<Self, RecipeError> {
+        let mut recipe = Self { format: options.format, ..Self::default() };
+        let (mut prunes, mut quantizes, mut grouped) = (0, 0, false);
+        for name in names.split('+').map(str::trim) {
+            let (step, all) = if let Some(prune) = pruning(name)? {
+                prunes += 1;
+                (Step::prune(prune), false)
+            } else if let Some(precision) = float(name) {
+                quantizes += 1;
+                let cast = FloatCast::to(precision).overflow(options.overflow);
+                (Step::quantize(cast).classes(TensorClass::ALL), true)
+            } else if let Some(codes) = codes(name) {
+                quantizes += 1;
+                let granularity = match (codes, options.group_size) {
+                    (_, Some(size)) => Granularity::Group(size),
+                    (CodeType::Int { bits, .. }, None) if bits.get() < 8 => Granularity::Group(DEFAULT_GROUP),
+                    _ => Granularity::Channel,
+                };
+                grouped = true;
+                (Step::quantize(RoundToNearest::codes(codes).granularity(granularity)), false)
+            } else {
+                return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
+            };
+            if !all && recipe.usual_ignore.is_empty() {
+                recipe.usual_ignore.push(Pattern::new("lm_head")?);
+            }
+            recipe.steps.push(step);
+        }
+        if prunes > 1 || quantizes > 1 {
+            let reason = "at most one preset may prune and one quantize";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
+        if prunes == 1 && quantizes == 1 {
+            // written in either order, pruning comes first
+            recipe.steps.sort_by_key(|s| !matches!(s.action(), super::Action::Prune(_)));
+        }
+        if options.group_size.is_some() && !grouped {
+            let reason = "a group size needs a preset with scales, such as int4";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
+        Ok(recipe)
+    }
+}
+
+fn float(name: &str) -> Option<Precision> {
+    match name {
+        "fp16" | "f16" => Some(Precision::F16),
+        "bf16" => Some(Precision::Bf16),
+        _ => None,
+    }
+}
+
+fn codes(name: &str) -> Option<CodeType> {
+    if name == "fp8" {
+        return Some(CodeType::F8E4M3);
+    }
+    let digits = name.strip_prefix("int")?;
+    let (digits, symmetric) = digits.strip_suffix("-asym").map_or((digits, true), |d| (d, false));
+    Some(CodeType::Int { bits: Bits::new(digits.parse().ok()?)?, symmetric })
+}
+
+fn pruning(name: &str) -> Result<Option<Prune>, RecipeError> {
+    if let Some((n, m)) = name.split_once(':') {
+        return n_of_m(n, m, name).map(|pattern| Some(Prune::NofM(pattern, LayoutChoice::Smallest)));
+    }
+    let (percent, global) = name.strip_suffix("-global").map_or((name, false), |p| (p, true));
+    let Some(percent) = percent.strip_suffix('%') else { return Ok(None) };
+    let value: f64 = percent
+        .parse()
+        .map_err(|_| RecipeError::value(format!("preset `{name}`"), format!("`{percent}` is no number")))?;
+    let sparsity = Sparsity::new(value / 100.0)?;
+    let layout = LayoutChoice::Smallest;
+    Ok(Some(if global { Prune::Global(sparsity, layout) } else { Prune::Layer(sparsity, layout) }))
+}
+
+pub(super) fn n_of_m(n: &str, m: &str, name: &str) -> Result<NofM, RecipeError> {
+    let parse = || NofM::new(n.trim().parse().ok()?, m.trim().parse().ok()?);
+    parse().ok_or_else(|| RecipeError::value(format!("pattern `{name}`"), "N:M needs 1 ≤ N ≤ M ≤ 16"))
+}

@@ -1,0 +1,336 @@
+//! Recipes in TOML.
+//!
+//! ```toml
+//! format = "compressed-tensors"       # or "tersor"; by default judged from the source
+//! ignore = ["lm_head", "re:.*router"] # patterns, each of which must name a tensor
+//!
+//! [[step]]                            # steps in order; of those that name a tensor the last of a kind wins
+//! classes = ["linear"]                # linear, conv, embedding, norm, bias, other; by default linear and conv
+//! names = ["model.layers.*"]          # by default all
+//! prune = { method = "magnitude", sparsity = 0.5, scope = "layer" }
+//!
+//! [[step]]
+//! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
+//! ```
+//!
+//! `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`); `n:m` with `pattern = "2:4"`; `rows`
+//! or `columns` with `sparsity`. `layout` is `smallest`, `dense`, `bitmask`, `rows` or `n:m`.
+//!
+//! `quantize`: `type` is `int` with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow` (`refuse`,
+//! `clamp`). Codes have a `strategy`: `tensor`, `channel`, `group` with `group_size`, `block` with `block = [rows, cols]`;
+//! and an `observer`: `min_max`, `abs_max`, `percentile` with `percentile`, `mse`, `entropy`.
+
+use std::num::NonZeroUsize;
+
+use toml::{Table, Value};
+
+use super::preset::n_of_m;
+use super::{Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Step};
+use crate::checkpoint::TensorClass;
+use crate::dtype::Precision;
+use crate::prune::{Axis, Sparsity, Structured};
+use crate::quantize::{CodeType, FloatCast, Observer, Overflow, RoundToNearest};
+use crate::weight::{Bits, Granularity, LayoutKind};
+
+impl Recipe {
+    /// Reads a recipe written in TOML.
+    ///
+    /// ```
+    /// use tersor::Recipe;
+    ///
+    /// let recipe = Recipe::from_toml(
+    ///     r#"
+    ///     ignore = ["lm_head"]
+    ///     [[step]]
+    ///     prune = { method = "n:m", pattern = "2:4" }
+    ///     [[step]]
+    ///     quantize = { type = "int", bits = 8, strategy = "channel" }
+    ///     "#,
+    /// )?;
+    /// assert_eq!(recipe.steps().len(), 2);
+    /// let error = Recipe::from_toml("[[step]]\nquantise = { bits = 8 }").unwrap_err();
+    /// assert!(error.to_string().contains("did you mean `quantize`?"));
+    /// # Ok::<(), tersor::RecipeError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the TOML is malformed, or a key or value is unknown: the error says which, and what would be valid.
+    pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| RecipeError::Syntax {
+            reason: e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
+        })?;
+        let root = Fields { place: "the recipe".into(), table: &table };
+        root.only(&["format", "ignore", "step"])?;
+        let mut recipe = Self::new();
+        if let Some(name) = root.string("format")? {
+            recipe = recipe.format(OutputFormat::from_name(name)?);
+        }
+        for pattern in root.strings("ignore")?.unwrap_or_default() {
+            recipe = recipe.ignore(pattern)?;
+        }
+        let steps = match table.get("step") {
+            Some(Value::Array(steps)) => steps.as_slice(),
+            Some(_) => return Err(RecipeError::value("step", "steps are written as [[step]] tables")),
+            None => &[],
+        };
+        if steps.is_empty() {
+            return Err(RecipeError::value("step", "the recipe has no [[step]]"));
+        }
+        for (i, value) in steps.iter().enumerate() {
+            let place = format!("step {}", i + 1);
+            let Value::Table(table) = value else { return Err(RecipeError::value(place, "is no table")) };
+            recipe = recipe.step(read_step(&Fields { place, table })?);
+        }
+        Ok(recipe)
+    }
+}
+
+impl OutputFormat {
+    /// The format of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn from_name(name: &str) -> Result<Self, RecipeError> {
+        match name {
+            "compressed-tensors" => Ok(Self::CompressedTensors),
+            "tersor" => Ok(Self::Tersor),
+            _ => Err(RecipeError::unknown_name("format", name, &["compressed-tensors", "tersor"])),
+        }
+    }
+}
+
+fn read_step(fields: &Fields<'_>) -> Result<Step, RecipeError> {
+    fields.only(&["classes", "names", "prune", "quantize"])?;
+    let action = match (fields.table("prune")?, fields.table("quantize")?) {
+        (Some(prune), None) => Action::Prune(read_prune(&prune)?),
+        (None, Some(quantize)) => return finish_step(fields, read_quantize(&quantize)?),
+        _ => {
+            let reason = "needs either `prune` or `quantize`; two things are two steps";
+            return Err(RecipeError::value(&*fields.place, reason));
+        }
+    };
+    finish_step(fields, Step::new(action))
+}
+
+fn finish_step(fields: &Fields<'_>, mut step: Step) -> Result<Step, RecipeError> {
+    if let Some(names) = fields.strings("classes")? {
+        let valid = TensorClass::ALL.map(|c| c.to_string());
+        let valid = valid.each_ref().map(String::as_str);
+        let classes = names.into_iter().map(|name| {
+            TensorClass::from_name(name).ok_or_else(|| RecipeError::unknown_name("class", name, &valid))
+        });
+        step = step.classes(classes.collect::<Result<Vec<_>, _>>()?);
+    }
+    if let Some(names) = fields.strings("names")? {
+        step = step.names(names)?;
+    }
+    Ok(step)
+}
+
+fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
+    fields.only(&["method", "sparsity", "scope", "pattern", "layout"])?;
+    let sparsity =
+        || Ok::<_, RecipeError>(Sparsity::new(fields.required("sparsity", fields.number("sparsity")?)?)?);
+    let method = fields.required("method", fields.string("method")?)?;
+    let pattern = match fields.string("pattern")? {
+        Some(text) => {
+            let (n, m) = text.split_once(':').unwrap_or((text, ""));
+            Some(n_of_m(n, m, text)?)
+        }
+        None => None,
+    };
+    let layout = match fields.string("layout")? {
+        None | Some("smallest") => LayoutChoice::Smallest,
+        Some("dense") => LayoutChoice::Fixed(LayoutKind::Dense),
+        Some("bitmask") => LayoutChoice::Fixed(LayoutKind::Bitmask),
+        Some("rows") => LayoutChoice::Fixed(LayoutKind::CompressedRows),
+        Some("n:m") => LayoutChoice::Fixed(LayoutKind::NofM(fields.required("pattern", pattern)?)),
+        Some(name) => {
+            let valid = ["smallest", "dense", "bitmask", "rows", "n:m"];
+            return Err(RecipeError::unknown_name("layout", name, &valid));
+        }
+    };
+    match method {
+        "magnitude" => match fields.string("scope")? {
+            None | Some("layer") => Ok(Prune::Layer(sparsity()?, layout)),
+            Some("global") => Ok(Prune::Global(sparsity()?, layout)),
+            Some(name) => Err(RecipeError::unknown_name("scope", name, &["layer", "global"])),
+        },
+        "n:m" => Ok(Prune::NofM(fields.required("pattern", pattern)?, layout)),
+        "rows" => Ok(Prune::Structured(Structured::new(Axis::Rows, sparsity()?), layout)),
+        "columns" => Ok(Prune::Structured(Structured::new(Axis::Cols, sparsity()?), layout)),
+        name => {
+            Err(RecipeError::unknown_name("pruning method", name, &["magnitude", "n:m", "rows", "columns"]))
+        }
+    }
+}
+
+fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
+    const CODES: [&str; 9] = [
+        "type",
+        "bits",
+        "symmetric",
+        "strategy",
+        "group_size",
+        "block",
+        "observer",
+        "percentile",
+        "overflow",
+    ];
+    fields.only(&CODES)?;
+    let kind = fields.string("type")?.unwrap_or("int");
+    let precision = match kind {
+        "f16" => Some(Precision::F16),
+        "bf16" => Some(Precision::Bf16),
+        _ => None,
+    };
+    if let Some(precision) = precision {
+        fields.only(&["type", "overflow"])?;
+        let overflow = match fields.string("overflow")? {
+            None | Some("refuse") => Overflow::Refuse,
+            Some("clamp") => Overflow::Clamp,
+            Some(name) => return Err(RecipeError::unknown_name("overflow", name, &["refuse", "clamp"])),
+        };
+        return Ok(Step::quantize(FloatCast::to(precision).overflow(overflow)));
+    }
+    let codes = match kind {
+        "int" => {
+            let bits = fields.required("bits", fields.integer("bits")?)?;
+            let bits = u8::try_from(bits).ok().and_then(Bits::new);
+            let bits = bits.ok_or_else(|| RecipeError::value(fields.key("bits"), "must be 2 to 8"))?;
+            CodeType::Int { bits, symmetric: fields.boolean("symmetric")?.unwrap_or(true) }
+        }
+        "f8_e4m3" => {
+            fields.only(&["type", "strategy", "group_size", "block", "observer", "percentile"])?;
+            CodeType::F8E4M3
+        }
+        name => return Err(RecipeError::unknown_name("type", name, &["int", "f8_e4m3", "f16", "bf16"])),
+    };
+    if fields.table.contains_key("overflow") {
+        return Err(RecipeError::value(fields.key("overflow"), "belongs to types f16 and bf16"));
+    }
+    let method =
+        RoundToNearest::codes(codes).granularity(read_granularity(fields)?).observer(read_observer(fields)?);
+    Ok(Step::quantize(method))
+}
+
+fn read_granularity(fields: &Fields<'_>) -> Result<Granularity, RecipeError> {
+    let size = |key: &str, n: i64| {
+        usize::try_from(n).ok().and_then(NonZeroUsize::new).ok_or_else(|| {
+            RecipeError::value(fields.key(key), format!("{n} is no size; it must be 1 or more"))
+        })
+    };
+    let group_size = fields.integer("group_size")?.map(|n| size("group_size", n)).transpose()?;
+    let block = match fields.table.get("block") {
+        None => None,
+        Some(Value::Array(sides)) => match sides.as_slice() {
+            [Value::Integer(rows), Value::Integer(cols)] => {
+                Some((size("block", *rows)?, size("block", *cols)?))
+            }
+            _ => return Err(RecipeError::value(fields.key("block"), "must be [rows, columns]")),
+        },
+        Some(_) => return Err(RecipeError::value(fields.key("block"), "must be [rows, columns]")),
+    };
+    match (fields.string("strategy")?, group_size, block) {
+        (None | Some("channel"), None, None) => Ok(Granularity::Channel),
+        (Some("tensor"), None, None) => Ok(Granularity::Tensor),
+        (None | Some("group"), Some(size), None) => Ok(Granularity::Group(size)),
+        (None | Some("block"), None, Some((rows, cols))) => Ok(Granularity::Block(rows, cols)),
+        (Some("group"), None, _) => fields.required("group_size", None),
+        (Some("block"), _, None) => fields.required("block", None),
+        (Some(name @ ("channel" | "tensor" | "group" | "block")), ..) => Err(RecipeError::value(
+            &*fields.place,
+            format!("strategy `{name}` has no such group_size or block"),
+        )),
+        (Some(name), ..) => {
+            Err(RecipeError::unknown_name("strategy", name, &["tensor", "channel", "group", "block"]))
+        }
+        (None, Some(_), Some(_)) => Err(RecipeError::value(&*fields.place, "has both group_size and block")),
+    }
+}
+
+fn read_observer(fields: &Fields<'_>) -> Result<Observer, RecipeError> {
+    let percentile = fields.number("percentile")?;
+    let observer = match fields.string("observer")? {
+        None if percentile.is_some() => Observer::Percentile(percentile.unwrap_or_default()),
+        None | Some("min_max") => Observer::MinMax,
+        Some("abs_max") => Observer::AbsMax,
+        Some("mse") => Observer::Mse,
+        Some("entropy") => Observer::Entropy,
+        Some("percentile") => Observer::Percentile(fields.required("percentile", percentile)?),
+        Some(name) => {
+            let valid = ["min_max", "abs_max", "percentile", "mse", "entropy"];
+            return Err(RecipeError::unknown_name("observer", name, &valid));
+        }
+    };
+    if percentile.is_some() && !matches!(observer, Observer::Percentile(_)) {
+        return Err(RecipeError::value(fields.key("percentile"), "belongs to the observer `percentile`"));
+    }
+    observer.check()?;
+    Ok(observer)
+}
+
+/// A table and where it stands.
+struct Fields<'a> {
+    place: String,
+    table: &'a Table,
+}
+
+impl<'a> Fields<'a> {
+    fn key(&self, key: &str) -> String {
+        format!("{}: `{key}`", self.place)
+    }
+
+    fn only(&self, valid: &[&str]) -> Result<(), RecipeError> {
+        match self.table.keys().find(|key| !valid.contains(&key.as_str())) {
+            Some(key) => Err(RecipeError::unknown_key(key, &self.place, valid)),
+            None => Ok(()),
+        }
+    }
+
+    fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, RecipeError> {
+        value.ok_or_else(|| RecipeError::value(&*self.place, format!("needs `{key}`")))
+    }
+
+    fn get<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, RecipeError> {
+        self.table
+            .get(key)
+            .map(|value| {
+                convert(value).ok_or_else(|| {
+                    RecipeError::value(self.key(key), format!("must be {expected}, not {value}"))
+                })
+            })
+            .transpose()
+    }
+
+    fn string(&self, key: &str) -> Result<Option<&'a str>, RecipeError> {
+        self.get(key, "a string", Value::as_str)
+    }
+
+    fn boolean(&self, key: &str) -> Result<Option<bool>, RecipeError> {
+        self.get(key, "true or false", Value::as_bool)
+    }
+
+    fn integer(&self, key: &str) -> Result<Option<i64>, RecipeError> {
+        self.get(key, "a whole number", Value::as_integer)
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn number(&self, key: &str) -> Result<Option<f64>, RecipeError> {
+        self.get(key, "a number", |v| v.as_float().or_else(|| v.as_integer().map(|i| i as f64)))
+    }
+
+    fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, RecipeError> {
+        self.get(key, "a list of strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    fn table(&self, key: &str) -> Result<Option<Fields<'a>>, RecipeError> {
+        let table = self.get(key, "a table", Value::as_table)?;
+        Ok(table.map(|table| Fields { place: format!("{}, `{key}`", self.place), table }))
+    }
+}

@@ -1,0 +1,114 @@
+use super::{Align, Table};
+use crate::checkpoint::Entry;
+use crate::pipeline::{LayerReport, Plan, Verification};
+
+const LEFT: Align = Align::Left;
+const RIGHT: Align = Align::Right;
+
+/// The tensors of a checkpoint: name, class, shape, form, bytes.
+pub fn inspect_table<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Table {
+    let mut table = Table::new([
+        ("tensor", LEFT),
+        ("class", LEFT),
+        ("shape", LEFT),
+        ("stored as", LEFT),
+        ("bytes", RIGHT),
+    ]);
+    for entry in entries {
+        let shape = format!("{:?}", entry.shape);
+        table.row([
+            entry.name.clone().into(),
+            entry.class.to_string().into(),
+            shape.into(),
+            entry.describe().into(),
+            entry.bytes.into(),
+        ]);
+    }
+    table
+}
+
+/// What a plan does to every tensor.
+pub fn plan_table(plan: &Plan<'_>) -> Table {
+    let mut table = Table::new([
+        ("tensor", LEFT),
+        ("shape", LEFT),
+        ("from", LEFT),
+        ("to", LEFT),
+        ("bytes", RIGHT),
+        ("bytes out", RIGHT),
+        ("methods", LEFT),
+        ("why", LEFT),
+    ]);
+    for tensor in plan.tensors() {
+        let to = if tensor.is_compressed() { tensor.describe() } else { "kept".into() };
+        table.row([
+            tensor.name().into(),
+            format!("{:?}", tensor.entry().shape).into(),
+            tensor.entry().describe().into(),
+            to.into(),
+            tensor.entry().bytes.into(),
+            tensor.bytes().into(),
+            tensor.methods().join(" → ").into(),
+            tensor.reason().into(),
+        ]);
+    }
+    table
+}
+
+/// What compression did to every layer.
+pub fn layers_table(layers: &[LayerReport]) -> Table {
+    let mut table = Table::new([
+        ("tensor", LEFT),
+        ("form", LEFT),
+        ("bytes", RIGHT),
+        ("bytes out", RIGHT),
+        ("sparsity", RIGHT),
+        ("rel. error", RIGHT),
+        ("SQNR dB", RIGHT),
+        ("cosine", RIGHT),
+        ("max error", RIGHT),
+        ("clamped", RIGHT),
+    ]);
+    for layer in layers {
+        table.row([
+            layer.name.clone().into(),
+            layer.after.clone().into(),
+            layer.bytes_before.into(),
+            layer.bytes_after.into(),
+            percent(layer.sparsity).into(),
+            format!("{:.2e}", layer.errors.relative).into(),
+            layer.errors.sqnr_db.map_or("exact".into(), |db| format!("{db:.1}")).into(),
+            format!("{:.6}", layer.errors.cosine).into(),
+            format!("{:.2e}", layer.errors.max_abs).into(),
+            layer.clamped.into(),
+        ]);
+    }
+    table
+}
+
+/// What was found about every tensor of an output.
+pub fn verification_table(verification: &Verification) -> Table {
+    let mut table = Table::new([
+        ("tensor", LEFT),
+        ("stored as", LEFT),
+        ("rel. error", RIGHT),
+        ("bound", RIGHT),
+        ("verdict", LEFT),
+    ]);
+    for check in &verification.checks {
+        let number = |x: f64| if x.is_nan() { String::new() } else { format!("{x:.2e}") };
+        table.row([
+            check.name.clone().into(),
+            check.form.clone().into(),
+            number(check.relative_error).into(),
+            number(check.bound).into(),
+            check.failure.clone().unwrap_or_else(|| "ok".into()).into(),
+        ]);
+    }
+    table
+}
+
+/// A fraction in percent.
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{:.1}%", fraction * 100.0)
+}
