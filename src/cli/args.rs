@@ -33,6 +33,7 @@ pub(super) struct Arguments {
 }
 
 #[derive(Args)]
+#[allow(clippy::struct_excessive_bools)] // flags of a command line
 pub(super) struct Common {
     /// Print one JSON document on stdout
     #[arg(long, global = true, group = "style")]
@@ -164,20 +165,17 @@ impl RecipeArgs {
             Format::CompressedTensors => OutputFormat::CompressedTensors,
             Format::Tersor => OutputFormat::Tersor,
         });
-        let mut recipe = match &self.recipe {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
-                Recipe::from_toml(&text).map_err(|e| format!("{}: {e}", path.display()))?
-            }
-            None => {
-                let overflow = match self.overflow {
-                    OverflowChoice::Refuse => Overflow::Refuse,
-                    OverflowChoice::Clamp => Overflow::Clamp,
-                };
-                let options = PresetOptions { group_size: self.group_size, overflow, format };
-                Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
-            }
+        let mut recipe = if let Some(path) = &self.recipe {
+            let text =
+                std::fs::read_to_string(path).map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
+            Recipe::from_toml(&text).map_err(|e| format!("{}: {e}", path.display()))?
+        } else {
+            let overflow = match self.overflow {
+                OverflowChoice::Refuse => Overflow::Refuse,
+                OverflowChoice::Clamp => Overflow::Clamp,
+            };
+            let options = PresetOptions { group_size: self.group_size, overflow, format };
+            Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
         };
         if let Some(format) = format {
             recipe = recipe.format(format);

@@ -62,14 +62,13 @@ impl Output {
     /// A progress bar on stderr, if that is a terminal, which stops the run on Ctrl-C.
     pub(super) fn progress(&self) -> Result<impl FnMut(Progress<'_>) -> ControlFlow<()>, Failure> {
         static STOP: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
-        let stop = match STOP.get() {
-            Some(stop) => stop.clone(),
-            None => {
-                let stop = Arc::new(AtomicBool::new(false));
-                let flag = stop.clone();
-                ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-                STOP.get_or_init(|| stop).clone()
-            }
+        let stop = if let Some(stop) = STOP.get() {
+            stop.clone()
+        } else {
+            let stop = Arc::new(AtomicBool::new(false));
+            let flag = stop.clone();
+            ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+            STOP.get_or_init(|| stop).clone()
         };
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}";

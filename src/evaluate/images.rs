@@ -38,7 +38,7 @@ pub struct ImageSet {
 impl ImageSet {
     /// Reads images (`idx3-ubyte`) and their labels (`idx1-ubyte`), gzipped or not.
     ///
-    /// Format: <http://yann.lecun.com/exdb/mnist/>: a big-endian magic number 0x0000_08dd (bytes, `dd` dimensions), the
+    /// Format: <http://yann.lecun.com/exdb/mnist/>: the bytes 0, 0, 8 and the number of dimensions, the
     /// dimensions as big-endian u32, the bytes.
     ///
     /// # Errors

@@ -36,20 +36,16 @@ pub enum PipelineError {
         hint: String,
     },
     /// The output format cannot hold a weight.
-    #[error("{}: tensor `{tensor}` {shape:?}: compressed-tensors cannot hold {form}: {reason}; {advice}", path.display())]
+    #[error("{}: tensor `{tensor}`: compressed-tensors cannot hold {form}: {reason}", path.display())]
     Format {
         /// The source.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its shape.
-        shape: Vec<usize>,
         /// The form it would have.
         form: String,
-        /// What the format lacks.
+        /// What the format lacks, and what to do.
         reason: String,
-        /// What to do.
-        advice: String,
     },
     /// Two tensors of the output would have the same name.
     #[error("{}: tensor `{tensor}` would be written as `{name}`, a name that is taken; rename one of them", path.display())]

@@ -9,7 +9,8 @@ use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::{FloatType, Precision};
 use crate::layer::Method;
-use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe};
+use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
+use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe, Selection};
 use crate::weight::{Coding, Form, Granularity, LayoutKind};
 
 /// What happens to one tensor of the model.
@@ -35,10 +36,21 @@ pub enum PlannedAction<'a> {
 /// How a tensor is compressed.
 #[derive(Debug)]
 pub struct Job<'a> {
-    pub(super) prune: Option<(&'a Prune, Option<Share>)>,
+    pub(super) mask: MaskPlan,
+    prune: Option<&'a Prune>,
     pub(super) quantize: Option<&'a dyn Method>,
     pub(super) form: Form,
     pub(super) precision: Precision,
+}
+
+/// Where a tensor's mask comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum MaskPlan {
+    KeepAll,
+    Magnitude(Magnitude),
+    Structured(Structured),
+    /// The part of a threshold that several tensors share.
+    Threshold(MagnitudeThreshold),
 }
 
 impl PlannedTensor<'_> {
@@ -89,7 +101,7 @@ impl PlannedTensor<'_> {
     /// Names of the methods.
     pub fn methods(&self) -> Vec<String> {
         let PlannedAction::Compress(job) = &self.action else { return Vec::new() };
-        let prune = job.prune.map(|(prune, _)| prune.to_string());
+        let prune = job.prune.map(ToString::to_string);
         prune.into_iter().chain(job.quantize.map(Method::name)).collect()
     }
 
@@ -258,7 +270,9 @@ fn compressible(entry: &Entry) -> Result<Precision, String> {
 fn global_shares(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Share>, PipelineError> {
     let mut all = BTreeMap::new();
     for (i, step) in recipe.steps().iter().enumerate() {
-        let Action::Prune(Prune::Global(sparsity, _)) = step.action() else { continue };
+        let Action::Prune(Prune { selection: Selection::Global(sparsity), .. }) = step.action() else {
+            continue;
+        };
         let mut members = Vec::new();
         for entry in checkpoint.entries().iter().filter(|e| compressible(e).is_ok()) {
             if let Decision::Apply { prune: Some((step, _)), .. } = recipe.decide(&entry.name, entry.class)?
@@ -316,36 +330,38 @@ fn plan_tensor<'a>(
         Form::new(&entry.shape, layout, coding, kept)
             .map_err(PipelineError::weight(checkpoint.path(), &entry.name))
     };
-    let (form, prune) = match prune {
-        None => (form_of(LayoutKind::Dense, rows * cols)?, None),
-        Some((_, prune)) => {
-            let share = global.get(&entry.name).copied();
-            let kept = match prune {
-                Prune::Layer(sparsity, _) => rows * cols - sparsity.of((rows * cols) as u64) as usize,
-                Prune::Global(..) => share.map_or(rows * cols, |s| s.kept),
-                Prune::NofM(pattern, _) => rows * pattern.kept_per_row(cols),
-                Prune::Structured(structured, _) => structured.kept(rows, cols),
+    let prune = prune.map(|(_, prune)| prune);
+    let (mask, kept) = match prune.map(|p| p.selection) {
+        None => (MaskPlan::KeepAll, rows * cols),
+        Some(Selection::Layer(magnitude)) => (MaskPlan::Magnitude(magnitude), magnitude.kept(rows, cols)),
+        Some(Selection::Structured(structured)) => {
+            (MaskPlan::Structured(structured), structured.kept(rows, cols))
+        }
+        Some(Selection::Global(_)) => match global.get(&entry.name) {
+            Some(share) => (MaskPlan::Threshold(share.threshold), share.kept),
+            None => (MaskPlan::KeepAll, rows * cols),
+        },
+    };
+    let dense = form_of(LayoutKind::Dense, rows * cols)?;
+    let form = match prune.map(|p| p.layout) {
+        None | Some(LayoutChoice::Fixed(LayoutKind::Dense)) => dense,
+        Some(LayoutChoice::Fixed(layout)) => form_of(layout, kept)?,
+        Some(LayoutChoice::Smallest) => {
+            let mut smallest = dense;
+            let pattern = match mask {
+                MaskPlan::Magnitude(Magnitude::NofM(pattern)) => Some(LayoutKind::NofM(pattern)),
+                _ => None,
             };
-            let dense = form_of(LayoutKind::Dense, rows * cols)?;
-            let mut candidates =
-                vec![form_of(LayoutKind::Bitmask, kept)?, form_of(LayoutKind::CompressedRows, kept)?];
-            if let Prune::NofM(pattern, _) = prune {
-                candidates.insert(0, form_of(LayoutKind::NofM(*pattern), kept)?);
-            }
-            candidates.push(dense);
-            let form = match prune.layout() {
-                LayoutChoice::Smallest => {
-                    let smallest = candidates.iter().min_by_key(|f| f.bytes().total()).cloned();
-                    let form = smallest.unwrap_or(form_of(LayoutKind::Bitmask, kept)?);
-                    if form.layout() == LayoutKind::Dense {
-                        reason.push_str("; at this sparsity dense zeros take the fewest bytes");
-                    }
-                    form
+            for layout in [LayoutKind::CompressedRows, LayoutKind::Bitmask].into_iter().chain(pattern) {
+                let form = form_of(layout, kept)?;
+                if form.bytes().total() <= smallest.bytes().total() {
+                    smallest = form;
                 }
-                LayoutChoice::Fixed(LayoutKind::Dense) => form_of(LayoutKind::Dense, rows * cols)?,
-                LayoutChoice::Fixed(layout) => form_of(layout, kept)?,
-            };
-            (form, Some((prune, share)))
+            }
+            if smallest.layout() == LayoutKind::Dense {
+                reason.push_str("; at this sparsity dense zeros take the fewest bytes");
+            }
+            smallest
         }
     };
     if format == OutputFormat::CompressedTensors
@@ -355,15 +371,13 @@ fn plan_tensor<'a>(
         return Err(PipelineError::Format {
             path: checkpoint.path().to_path_buf(),
             tensor: entry.name.clone(),
-            shape: entry.shape.clone(),
             form: form.to_string(),
-            reason,
-            advice: advice(&form),
+            reason: format!("{reason}; {}", advice(&form)),
         });
     }
     let specs = formats::specs(&entry.name, &form);
     let quantize = quantize.map(|(_, method)| method);
-    let action = PlannedAction::Compress(Job { prune, quantize, form, precision });
+    let action = PlannedAction::Compress(Job { mask, prune, quantize, form, precision });
     Ok(PlannedTensor { entry, action, reason, specs })
 }
 

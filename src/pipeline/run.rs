@@ -7,13 +7,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::PipelineError;
-use super::plan::{Job, Plan, PlannedAction, PlannedTensor};
+use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use crate::checkpoint::{CheckpointError, OutputFolder, TensorWriter, formats};
 use crate::evaluate::WeightErrors;
 use crate::layer::{Layer, Method};
-use crate::prune::Magnitude;
 use crate::quantize::FloatCast;
-use crate::recipe::Prune;
 use crate::weight::{CompressedWeight, LayoutKind};
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
@@ -189,16 +187,13 @@ impl Plan<'_> {
         let shape = &tensor.entry.shape;
         let layer = Layer { shape, values, mask: None, precision: job.precision, layout: LayoutKind::Dense };
         layer.check().map_err(error())?;
-        let mask = match job.prune {
-            None => None,
-            Some((Prune::Layer(sparsity, _), _)) => Some(Magnitude::Unstructured(*sparsity).mask(&layer)),
-            Some((Prune::NofM(pattern, _), _)) => Some(Magnitude::NofM(*pattern).mask(&layer)),
-            Some((Prune::Structured(structured, _), _)) => Some(structured.mask(&layer)),
-            Some((Prune::Global(..), Some(share))) => {
-                let mut threshold = share.threshold;
+        let mask = match job.mask {
+            MaskPlan::KeepAll => None,
+            MaskPlan::Magnitude(magnitude) => Some(magnitude.mask(&layer)),
+            MaskPlan::Structured(structured) => Some(structured.mask(&layer)),
+            MaskPlan::Threshold(mut threshold) => {
                 Some(threshold.next_mask(layer.rows(), layer.cols(), values))
             }
-            Some((Prune::Global(..), None)) => None,
         };
         let mask = mask.transpose().map_err(error())?;
         let layout = job.form.layout();

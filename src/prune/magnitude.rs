@@ -210,6 +210,14 @@ pub enum Magnitude {
 }
 
 impl Magnitude {
+    /// How many weights of a `[rows, cols]` matrix are kept.
+    pub fn kept(&self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::Unstructured(sparsity) => rows * cols - sparsity.of((rows * cols) as u64) as usize,
+            Self::NofM(pattern) => rows * pattern.kept_per_row(cols),
+        }
+    }
+
     /// What the method keeps of a layer.
     ///
     /// # Errors
@@ -283,8 +291,11 @@ mod tests {
     }
 
     fn mask_of(values: &[f32], rows: usize, drop: usize) -> Mask {
-        let mut threshold =
-            MagnitudeThreshold::find(drop as u64, |show| Ok::<(), MethodError>(show(values))).unwrap();
+        let mut threshold = MagnitudeThreshold::find(drop as u64, |show| {
+            let _: () = show(values);
+            Ok::<(), MethodError>(())
+        })
+        .unwrap();
         threshold.next_mask(rows, values.len() / rows, values).unwrap()
     }
 
@@ -316,7 +327,9 @@ mod tests {
         let tensors = [vec![1.0f32, 2.0, 1.0, 0.5], vec![1.0, 1.0, 3.0, 0.1]];
         // of the eight, drop four: 0.1, 0.5 and the last two of the four ones
         let mut threshold = MagnitudeThreshold::find(4, |show| {
-            tensors.iter().for_each(|t| show(t));
+            for t in &tensors {
+                show(t);
+            }
             Ok::<(), MethodError>(())
         })
         .unwrap();

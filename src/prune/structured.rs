@@ -12,7 +12,7 @@ pub enum Axis {
 }
 
 /// Drops the whole rows or columns with the smallest Euclidean norm (Li et al., "Pruning Filters for Efficient
-/// ConvNets", 2017, with the L2 norm); among equals the one with the higher index.
+/// `ConvNets`", 2017, with the L2 norm); among equals the one with the higher index.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Structured {
     axis: Axis,
@@ -46,8 +46,8 @@ impl Structured {
         Ok(Mask::from_fn(rows, cols, |row, col| kept[if self.axis == Axis::Rows { row } else { col }]))
     }
 
-    /// How many weights a `[rows, cols]` matrix keeps.
-    pub(crate) fn kept(&self, rows: usize, cols: usize) -> usize {
+    /// How many weights of a `[rows, cols]` matrix are kept.
+    pub fn kept(&self, rows: usize, cols: usize) -> usize {
         match self.axis {
             Axis::Rows => (rows - self.sparsity.of(rows as u64) as usize) * cols,
             Axis::Cols => (cols - self.sparsity.of(cols as u64) as usize) * rows,

@@ -117,10 +117,12 @@ mod tests {
     use super::*;
     use crate::weight::Bits;
 
-    const INT4: CodeType = CodeType::Int { bits: Bits::new(4).unwrap(), symmetric: true };
+    fn int4() -> CodeType {
+        CodeType::Int { bits: Bits::new(4).unwrap(), symmetric: true }
+    }
 
     fn range(observer: Observer, values: &[f32]) -> Range {
-        observer.range(values, INT4, Precision::F32).unwrap()
+        observer.range(values, int4(), Precision::F32).unwrap()
     }
 
     #[test]
@@ -132,7 +134,7 @@ mod tests {
         assert_eq!(range(Observer::Percentile(90.0), &values), Range { min: -0.55, max: 2.7 });
         assert_eq!(range(Observer::Percentile(100.0), &values), Range { min: -1.0, max: 3.0 });
         assert_eq!(range(Observer::MinMax, &[]), Range { min: 0.0, max: 0.0 });
-        assert!(Observer::Percentile(50.0).range(&values, INT4, Precision::F32).is_err());
+        assert!(Observer::Percentile(50.0).range(&values, int4(), Precision::F32).is_err());
     }
 
     #[test]
@@ -141,8 +143,11 @@ mod tests {
         let mut values: Vec<f32> = (0..400).map(|i| (i as f32 - 199.5) / 200.0).collect();
         values.push(2.0);
         let error = |range: Range| -> f64 {
-            let affine = Affine::from_range(range, INT4, Precision::F32).unwrap();
-            values.iter().map(|x| f64::from(affine.fake_quantize(*x, INT4, Precision::F32) - x).powi(2)).sum()
+            let affine = Affine::from_range(range, int4(), Precision::F32).unwrap();
+            values
+                .iter()
+                .map(|x| f64::from(affine.fake_quantize(*x, int4(), Precision::F32) - x).powi(2))
+                .sum()
         };
         let clipped = range(Observer::Mse, &values);
         assert!(clipped.max < 1.5, "{clipped:?}");

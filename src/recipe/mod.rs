@@ -25,7 +25,7 @@ mod toml;
 pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};
-pub use step::{Action, LayoutChoice, Prune, Step};
+pub use step::{Action, LayoutChoice, Prune, Selection, Step};
 
 use crate::checkpoint::TensorClass;
 

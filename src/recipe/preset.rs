@@ -1,9 +1,9 @@
 use std::num::NonZeroUsize;
 
-use super::{LayoutChoice, OutputFormat, Pattern, Prune, Recipe, RecipeError, Step};
+use super::{OutputFormat, Pattern, Prune, Recipe, RecipeError, Selection, Step};
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
-use crate::prune::Sparsity;
+use crate::prune::{Magnitude, Sparsity};
 use crate::quantize::{CodeType, FloatCast, Overflow, RoundToNearest};
 use crate::weight::{Bits, Granularity, NofM};
 
@@ -124,7 +124,7 @@ fn codes(name: &str) -> Option<CodeType> {
 
 fn pruning(name: &str) -> Result<Option<Prune>, RecipeError> {
     if let Some((n, m)) = name.split_once(':') {
-        return n_of_m(n, m, name).map(|pattern| Some(Prune::NofM(pattern, LayoutChoice::Smallest)));
+        return n_of_m(n, m, name).map(|pattern| Some(Magnitude::NofM(pattern).into()));
     }
     let (percent, global) = name.strip_suffix("-global").map_or((name, false), |p| (p, true));
     let Some(percent) = percent.strip_suffix('%') else { return Ok(None) };
@@ -132,8 +132,11 @@ fn pruning(name: &str) -> Result<Option<Prune>, RecipeError> {
         .parse()
         .map_err(|_| RecipeError::value(format!("preset `{name}`"), format!("`{percent}` is no number")))?;
     let sparsity = Sparsity::new(value / 100.0)?;
-    let layout = LayoutChoice::Smallest;
-    Ok(Some(if global { Prune::Global(sparsity, layout) } else { Prune::Layer(sparsity, layout) }))
+    Ok(Some(if global {
+        Selection::Global(sparsity).into()
+    } else {
+        Magnitude::Unstructured(sparsity).into()
+    }))
 }
 
 pub(super) fn n_of_m(n: &str, m: &str, name: &str) -> Result<NofM, RecipeError> {

@@ -4,7 +4,7 @@ use super::{Pattern, RecipeError};
 use crate::checkpoint::TensorClass;
 use crate::layer::Method;
 use crate::prune::{Magnitude, Sparsity, Structured};
-use crate::weight::{LayoutKind, NofM};
+use crate::weight::LayoutKind;
 
 /// How pruned weights are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,53 +16,51 @@ pub enum LayoutChoice {
     Fixed(LayoutKind),
 }
 
-/// What a pruning step drops.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Prune {
-    /// The smallest magnitudes of each layer.
-    Layer(Sparsity, LayoutChoice),
+/// Which weights a pruning step drops.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Selection {
+    /// Within each layer, by magnitude.
+    Layer(Magnitude),
     /// The smallest magnitudes of all layers that the step names, taken together.
-    Global(Sparsity, LayoutChoice),
-    /// All but the `n` largest of every `m` neighbours.
-    NofM(NofM, LayoutChoice),
+    Global(Sparsity),
     /// Whole rows or columns of each layer.
-    Structured(Structured, LayoutChoice),
+    Structured(Structured),
 }
 
-impl Prune {
-    pub(crate) fn layout(&self) -> LayoutChoice {
-        match self {
-            Self::Layer(_, layout)
-            | Self::Global(_, layout)
-            | Self::NofM(_, layout)
-            | Self::Structured(_, layout) => *layout,
-        }
-    }
+/// What a pruning step does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prune {
+    /// Which weights it drops.
+    pub selection: Selection,
+    /// How what it keeps is laid out.
+    pub layout: LayoutChoice,
 }
 
 impl std::fmt::Display for Prune {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Layer(sparsity, _) => f.write_str(&Magnitude::Unstructured(*sparsity).name()),
-            Self::Global(sparsity, _) => write!(f, "{}, global", Magnitude::Unstructured(*sparsity).name()),
-            Self::NofM(pattern, _) => f.write_str(&Magnitude::NofM(*pattern).name()),
-            Self::Structured(structured, _) => f.write_str(&structured.name()),
+        match self.selection {
+            Selection::Layer(magnitude) => f.write_str(&magnitude.name()),
+            Selection::Global(sparsity) => write!(f, "{}, global", Magnitude::Unstructured(sparsity).name()),
+            Selection::Structured(structured) => f.write_str(&structured.name()),
         }
+    }
+}
+
+impl From<Selection> for Prune {
+    fn from(selection: Selection) -> Self {
+        Self { selection, layout: LayoutChoice::Smallest }
     }
 }
 
 impl From<Magnitude> for Prune {
     fn from(magnitude: Magnitude) -> Self {
-        match magnitude {
-            Magnitude::Unstructured(sparsity) => Self::Layer(sparsity, LayoutChoice::Smallest),
-            Magnitude::NofM(pattern) => Self::NofM(pattern, LayoutChoice::Smallest),
-        }
+        Selection::Layer(magnitude).into()
     }
 }
 
 impl From<Structured> for Prune {
     fn from(structured: Structured) -> Self {
-        Self::Structured(structured, LayoutChoice::Smallest)
+        Selection::Structured(structured).into()
     }
 }
 

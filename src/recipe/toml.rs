@@ -25,10 +25,10 @@ use std::num::NonZeroUsize;
 use toml::{Table, Value};
 
 use super::preset::n_of_m;
-use super::{Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Step};
+use super::{Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Selection, Step};
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
-use crate::prune::{Axis, Sparsity, Structured};
+use crate::prune::{Axis, Magnitude, Sparsity, Structured};
 use crate::quantize::{CodeType, FloatCast, Observer, Overflow, RoundToNearest};
 use crate::weight::{Bits, Granularity, LayoutKind};
 
@@ -150,19 +150,21 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
             return Err(RecipeError::unknown_name("layout", name, &valid));
         }
     };
-    match method {
+    let selection = match method {
         "magnitude" => match fields.string("scope")? {
-            None | Some("layer") => Ok(Prune::Layer(sparsity()?, layout)),
-            Some("global") => Ok(Prune::Global(sparsity()?, layout)),
-            Some(name) => Err(RecipeError::unknown_name("scope", name, &["layer", "global"])),
+            None | Some("layer") => Selection::Layer(Magnitude::Unstructured(sparsity()?)),
+            Some("global") => Selection::Global(sparsity()?),
+            Some(name) => return Err(RecipeError::unknown_name("scope", name, &["layer", "global"])),
         },
-        "n:m" => Ok(Prune::NofM(fields.required("pattern", pattern)?, layout)),
-        "rows" => Ok(Prune::Structured(Structured::new(Axis::Rows, sparsity()?), layout)),
-        "columns" => Ok(Prune::Structured(Structured::new(Axis::Cols, sparsity()?), layout)),
+        "n:m" => Selection::Layer(Magnitude::NofM(fields.required("pattern", pattern)?)),
+        "rows" => Selection::Structured(Structured::new(Axis::Rows, sparsity()?)),
+        "columns" => Selection::Structured(Structured::new(Axis::Cols, sparsity()?)),
         name => {
-            Err(RecipeError::unknown_name("pruning method", name, &["magnitude", "n:m", "rows", "columns"]))
+            let valid = ["magnitude", "n:m", "rows", "columns"];
+            return Err(RecipeError::unknown_name("pruning method", name, &valid));
         }
-    }
+    };
+    Ok(Prune { selection, layout })
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {

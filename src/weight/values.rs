@@ -18,6 +18,7 @@ pub(crate) enum Values {
 
 /// Scales and zero points, row-major over the granularity's tiles.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::struct_field_names)] // the scales' scales: the term of the field
 pub struct Scales {
     pub(crate) granularity: Granularity,
     pub(crate) precision: Precision,
@@ -120,8 +121,8 @@ impl Values {
         let span = row * cols..(row + 1) * cols;
         match (self, grid) {
             (Self::F32(values), _) => out.copy_from_slice(&values[span]),
-            (Self::F16(values), _) => widen_each(&values[span], out, |x| x.to_f32()),
-            (Self::Bf16(values), _) => widen_each(&values[span], out, |x| x.to_f32()),
+            (Self::F16(values), _) => widen_each(&values[span], out, half::f16::to_f32),
+            (Self::Bf16(values), _) => widen_each(&values[span], out, half::bf16::to_f32),
             (Self::F8 { codes, scales }, Some(grid)) => {
                 let codes = &codes[span];
                 for_each_run(grid, row, cols, |tile, run| {

@@ -5,7 +5,7 @@
 //! | layout | coding | tensors |
 //! |---|---|---|
 //! | dense | float | `N` |
-//! | dense | e4m3 | `N` F8_E4M3, `N_scale` |
+//! | dense | e4m3 | `N` `F8_E4M3`, `N_scale` |
 //! | dense | integers | `N_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `N_scale`, `N_zero_point` if asymmetric, `N_shape` I64 |
 //! | any other | any | `N_values` `[kept]` (integers: I32 words of one stream), positions, `N_scale`, `N_zero_point`, `N_shape` |
 //!

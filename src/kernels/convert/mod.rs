@@ -91,7 +91,7 @@ mod tests {
     fn f8_rounds_half_to_even_between_neighbours() {
         for code in 0..0x7eu8 {
             let (low, high) = (f8_e4m3_to_f32(code), f8_e4m3_to_f32(code + 1));
-            let middle = (low + high) / 2.0; // exact: both have few mantissa bits
+            let middle = f32::midpoint(low, high); // exact: both have few mantissa bits
             let even = if code % 2 == 0 { code } else { code + 1 };
             assert_eq!(f8_e4m3_from_f32(middle), even, "middle of {low} and {high}");
             assert_eq!(f8_e4m3_from_f32(middle.next_down()), code);
