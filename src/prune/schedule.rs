@@ -7,10 +7,10 @@ use crate::layer::MethodError;
 /// ```
 /// use tersor::{CubicSchedule, Sparsity};
 ///
-/// let schedule = CubicSchedule::new(Sparsity::new(0.0)?, Sparsity::new(0.8)?, 100, 200)?;
+/// let schedule = CubicSchedule::new(Sparsity::new(0.0)?, Sparsity::new(0.75)?, 100, 200)?;
 /// assert_eq!(schedule.at(0).get(), 0.0);
-/// assert_eq!(schedule.at(150).get(), 0.7); // 0.8 − 0.8 / 8
-/// assert_eq!(schedule.at(1000).get(), 0.8);
+/// assert_eq!(schedule.at(150).get(), 0.65625); // 0.75 − 0.75 / 8
+/// assert_eq!(schedule.at(1000).get(), 0.75);
 /// # Ok::<(), tersor::MethodError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]

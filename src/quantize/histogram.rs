@@ -65,7 +65,8 @@ impl Histogram {
         (self.min, self.max) = (self.min.min(min), self.max.max(max));
         self.widen_for(max.max(-min));
         self.count += values.len() as u64;
-        let per_unit = 2f64.powi(-self.exponent);
+        // without a width yet, there are only zeros
+        let per_unit = if self.exponent == i32::MIN { 0.0 } else { 2f64.powi(-self.exponent) };
         for x in values {
             // exact: a product with a power of two in f64
             let bin = (f64::from(*x) * per_unit).floor() as i64 + SIDE as i64;
@@ -158,7 +159,6 @@ impl Histogram {
         if self.exponent == i32::MIN {
             // only zeros so far, all in the bin that starts at zero
             self.exponent = needed;
-            self.counts.swap(SIDE, SIDE);
             return;
         }
         while self.exponent < needed {
@@ -250,11 +250,17 @@ mod tests {
         histogram.observe(&uniform).unwrap();
         let range = histogram.entropy_range(128).unwrap();
         assert!(range.max > 0.99, "{range:?}");
-        // the same with a handful of values 20 times as large
-        histogram.observe(&[20.0, -17.0, 19.0]).unwrap();
-        let range = histogram.entropy_range(128).unwrap();
-        assert!(range.max < 3.0 && range.max >= 0.99, "{range:?}");
-        assert!(range.min >= -3.0 && range.min <= -0.99, "{range:?}");
+        // a bell (sums of four uniform digits: standard deviation 1.15, largest 3.8), and three values far outside
+        let digit = |i: u32, base: u32| (i / base % 20) as f32 / 10.0 - 0.95;
+        let bell: Vec<f32> = (0..160_000).map(|i| [1, 20, 400, 8000].iter().map(|b| digit(i, *b)).sum()).collect();
+        let mut histogram = Histogram::new();
+        histogram.observe(&bell).unwrap();
+        histogram.observe(&[11.0, -12.0, 12.5]).unwrap();
+        for levels in [8, 128] {
+            let range = histogram.entropy_range(levels).unwrap();
+            assert!(range.max > 2.0 && range.max < 4.0, "{range:?}");
+            assert!(range.min > -4.0 && range.min < -2.0, "{range:?}");
+        }
     }
 
     #[test]

@@ -151,7 +151,8 @@ mod tests {
         };
         let clipped = range(Observer::Mse, &values);
         assert!(clipped.max < 1.5, "{clipped:?}");
-        assert!(error(clipped) < 0.5 * error(range(Observer::MinMax, &values)));
+        // with a step s: 400·s²/12 within the grid and (2 − 7s)² for the outlier; 2.39 at s = 2/7.5, least 1.62 at 0.17
+        assert!(error(clipped) < 0.7 * error(range(Observer::MinMax, &values)));
         // the best of all 100 candidates, by exhaustive search of the definition
         let least = (0..100)
             .map(|i| {

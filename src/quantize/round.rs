@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::affine::Affine;
+use super::affine::{Affine, F8_E4M3_MAX};
 use super::observer::{Observer, Range};
 use crate::dtype::Precision;
 use crate::kernels::{quantize, reduce};
@@ -182,8 +182,9 @@ impl Method for RoundToNearest {
                 encode(DenseValues::F8E4M3(&codes, &scales))?
             }
         };
-        // Rounding an f16 scale up can push the largest code past the largest f16.
-        if precision == Precision::F16
+        // Rounding up the scale, or the code, can push the largest value past the precision's. No code lies further from
+        // its zero point than 448 (integers: 255).
+        if tiles.iter().any(|a| !precision.round(a.scale * F8_E4M3_MAX).is_finite())
             && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
         {
             let (min, max) = reduce::min_max(layer.values);

@@ -42,6 +42,26 @@ pub enum WeightError {
         /// Its value.
         value: f32,
     },
+    /// An integer code or zero point that its number of bits cannot hold.
+    #[error("{what} {value} at index {index} is not between {low} and {high}")]
+    Code {
+        /// Code or zero point.
+        what: &'static str,
+        /// Its index, row-major.
+        index: usize,
+        /// Its value.
+        value: i8,
+        /// Smallest code.
+        low: i32,
+        /// Largest code.
+        high: i32,
+    },
+    /// An e4m3 code of NaN.
+    #[error("the e4m3 code at index {index} is NaN")]
+    NanCode {
+        /// Its index, row-major.
+        index: usize,
+    },
     /// Activations whose number of features is not the weight's number of columns.
     #[error("activations of shape {activations:?} do not fit a weight of {cols} input features")]
     Activations {

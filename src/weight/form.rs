@@ -3,6 +3,8 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use rayon::prelude::*;
+
 use super::WeightError;
 use crate::dtype::Precision;
 use crate::kernels::pack::words_for;
@@ -13,8 +15,8 @@ pub struct Bits(u8);
 
 impl Bits {
     /// Codes of `bits` bits; `None` outside 2 to 8.
-    pub fn new(bits: u8) -> Option<Self> {
-        (2..=8).contains(&bits).then_some(Self(bits))
+    pub const fn new(bits: u8) -> Option<Self> {
+        if matches!(bits, 2..=8) { Some(Self(bits)) } else { None }
     }
 
     /// The number of bits.
@@ -26,6 +28,16 @@ impl Bits {
     pub fn range(self) -> (i32, i32) {
         let half = 1 << (self.0 - 1);
         (-half, half - 1)
+    }
+
+    /// Checks that these are codes of so many bits.
+    pub(crate) fn check(self, what: &'static str, codes: &[i8]) -> Result<(), WeightError> {
+        let (low, high) = self.range();
+        let outside = |code: &i8| !(low..=high).contains(&i32::from(*code));
+        match codes.par_iter().position_first(outside) {
+            Some(index) => Err(WeightError::Code { what, index, value: codes[index], low, high }),
+            None => Ok(()),
+        }
     }
 }
 

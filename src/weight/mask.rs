@@ -98,7 +98,7 @@ impl Mask {
     /// Fraction of weights that are not kept, in `[0, 1]`; 0 for an empty matrix.
     pub fn sparsity(&self) -> f64 {
         let all = self.rows * self.cols;
-        if all == 0 { 0.0 } else { 1.0 - self.kept() as f64 / all as f64 }
+        if all == 0 { 0.0 } else { (all - self.kept()) as f64 / all as f64 }
     }
 
     /// Sets the weights that are not kept to zero.

@@ -76,7 +76,8 @@ impl CompressedWeight {
     /// that pruned positions must hold zero.
     ///
     /// # Errors
-    /// When lengths do not fit the shape, or an N:M layout is asked for and the mask is not N:M.
+    /// When lengths do not fit the shape, an N:M layout is asked for and the mask is not N:M, or a code or zero point is
+    /// one that the coding does not have.
     pub fn encode(
         shape: &[usize],
         layout: LayoutKind,
@@ -95,6 +96,15 @@ impl CompressedWeight {
             DenseValues::Int(_, v, _) => v.len(),
         };
         WeightError::check_len("values", rows * cols, count)?;
+        match values {
+            DenseValues::Float(..) => {}
+            DenseValues::F8E4M3(codes, _) => {
+                if let Some(index) = codes.par_iter().position_first(|c| c & 0x7f == 0x7f) {
+                    return Err(WeightError::NanCode { index });
+                }
+            }
+            DenseValues::Int(bits, codes, _) => bits.check("code", codes)?,
+        }
         let all;
         let mask = match mask {
             Some(mask) => mask,
@@ -152,7 +162,9 @@ impl CompressedWeight {
                 WeightError::check_len("values", kept, codes.len())?;
                 scales.check(rows, cols)?;
             }
-            Values::Int { codes, scales, .. } => {
+            Values::Int { bits, codes, scales } => {
+                // zero points are stored like codes
+                bits.check("zero point", scales.zero_points().unwrap_or_default())?;
                 let expected = form.bytes().values as usize / 4;
                 WeightError::check_len("words of codes", expected, codes.words().len())?;
                 scales.check(rows, cols)?;

@@ -28,16 +28,18 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Scales, and zero points unless all are zero, one per tile of the granularity, row-major.
+    /// Scales, and zero points unless all are zero, one per tile of the granularity, row-major. Scales are rounded to
+    /// `precision`, in which they are stored.
     ///
     /// # Errors
-    /// When a scale is not a positive finite number.
+    /// When a scale is NaN, negative, or infinite in this precision.
     pub fn new(
         granularity: Granularity,
         precision: Precision,
-        scales: Vec<f32>,
+        mut scales: Vec<f32>,
         zero_points: Option<Vec<i8>>,
     ) -> Result<Self, WeightError> {
+        scales.iter_mut().for_each(|s| *s = precision.round(*s));
         if let Some(index) = scales.iter().position(|s| !s.is_finite() || *s < 0.0) {
             return Err(WeightError::Scale { index, value: scales[index] });
         }

@@ -121,4 +121,38 @@ mod tests {
             }
         }
     }
+
+    /// Every tensor of `fixtures/golden/convert.safetensors`, which torch wrote (`convert.py` beside it).
+    #[test]
+    fn conversions_equal_torch() {
+        const GOLDEN: &[u8] = include_bytes!("../../../fixtures/golden/convert.safetensors");
+        let golden = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
+        let bytes = |name: &str| golden.tensor(name).unwrap().data().to_vec();
+        let floats = |name: &str| -> Vec<f32> {
+            bytes(name).as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let input = floats("input");
+        assert_eq!(input.len(), 16_796);
+        for (name, precision) in [("f16", Precision::F16), ("bf16", Precision::Bf16)] {
+            let mut narrowed = Vec::new();
+            narrow(precision, &input, &mut narrowed);
+            let (ours, torch) = (narrowed.as_chunks::<2>().0, bytes(name));
+            for ((x, ours), torch) in input.iter().zip(ours).zip(torch.as_chunks::<2>().0) {
+                assert_eq!(ours, torch, "{x:e} to {name}");
+            }
+        }
+        for (x, (e4m3, e5m2)) in input.iter().zip(bytes("e4m3").iter().zip(bytes("e5m2"))) {
+            assert_eq!((f8_e4m3_from_f32(*x), f8_e5m2_from_f32(*x)), (*e4m3, e5m2), "{x:e}");
+        }
+        let codes: Vec<u8> = (0..=255).collect();
+        for (name, float) in [("e4m3.f32", FloatType::F8E4M3), ("e5m2.f32", FloatType::F8E5M2)] {
+            let mut wide = vec![0.0; codes.len()];
+            widen(float, &codes, &mut wide);
+            for (code, (ours, torch)) in wide.iter().zip(floats(name)).enumerate() {
+                // a NaN's sign and payload depend on the processor
+                let same = ours.to_bits() == torch.to_bits() || (ours.is_nan() && torch.is_nan());
+                assert!(same, "{name} of {code:#04x}: {ours}, torch {torch}");
+            }
+        }
+    }
 }
