@@ -88,12 +88,16 @@ fn check(path: &Path, raw: RawHeader, data: usize, end: usize) -> Result<Header,
                 info.shape
             )));
         };
-        if !bits.is_multiple_of(8) || bits / 8 != to - from {
+        if !bits.is_multiple_of(8) {
+            let reason = format!("shape {:?} of {} takes {bits} bits, which are no whole bytes", info.shape, info.dtype);
+            return Err(bad(reason));
+        }
+        if bits / 8 != to - from {
             return Err(bad(format!(
                 "shape {:?} of {} takes {} bytes, but its offsets {from} to {to} hold {}",
                 info.shape,
                 info.dtype,
-                bits.div_ceil(8),
+                bits / 8,
                 to - from
             )));
         }

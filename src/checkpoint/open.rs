@@ -286,7 +286,12 @@ impl Checkpoint {
         let mut part_of: BTreeMap<&str, &str> = BTreeMap::new();
         for (weight, form) in &forms {
             for part in &form.tensors {
-                part_of.insert(part, weight);
+                if let Some(other) = part_of.insert(part, weight) {
+                    let path =
+                        &self.tensors.get(part).map_or(&self.root, |(file, _)| &self.shards[*file].path);
+                    let reason = format!("belongs to two compressed weights, `{other}` and `{weight}`");
+                    return Err(CheckpointError::tensor(path, part, reason));
+                }
             }
         }
         let mut entries = Vec::new();
@@ -311,9 +316,12 @@ impl Checkpoint {
                     tensors: found.tensors.clone(),
                 });
             } else {
-                // the shape is sound: the header's check multiplied it out
-                matrix_shape(&tensor.shape)
-                    .map_err(CheckpointError::weight(&self.shards[*file].path, name))?;
+                let path = &self.shards[*file].path;
+                if forms.contains_key(name) {
+                    let reason = "stands beside a compressed weight of the same name";
+                    return Err(CheckpointError::tensor(path, name, reason));
+                }
+                matrix_shape(&tensor.shape).map_err(CheckpointError::weight(path, name))?;
                 entries.push(Entry {
                     name: name.clone(),
                     shape: tensor.shape.clone(),

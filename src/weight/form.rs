@@ -396,13 +396,13 @@ impl WeightBytes {
 /// The `[rows, cols]` matrix that a tensor is compressed as: the first dimension, and the product of the others.
 ///
 /// # Errors
-/// When the number of elements does not fit the address space.
+/// When the number of elements does not fit the address space. A dimension of zero does not excuse the others, and
+/// there is room for 64 bytes an element, so that no count of bytes, words or offsets made from the shape overflows.
 pub(crate) fn matrix_shape(shape: &[usize]) -> Result<[usize; 2], WeightError> {
-    let overflow = || WeightError::TooLarge { shape: shape.to_vec() };
-    let rows = shape.first().copied().unwrap_or(1);
-    let cols = shape.iter().skip(1).try_fold(1usize, |a, d| a.checked_mul(*d)).ok_or_else(overflow)?;
-    rows.checked_mul(cols).and_then(|n| n.checked_mul(8)).ok_or_else(overflow)?;
-    Ok([rows, cols])
+    if shape.iter().try_fold(64usize, |n, d| n.checked_mul((*d).max(1))).is_none() {
+        return Err(WeightError::TooLarge { shape: shape.to_vec() });
+    }
+    Ok([shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()])
 }
 
 #[cfg(test)]

@@ -61,7 +61,9 @@ impl Layout {
 
     pub(crate) fn bitmask(mask: Mask) -> Self {
         let mut next = 0;
-        let starts = (0..mask.rows())
+        // rows without columns take no bytes in a file, so that their number is anyone's claim
+        let rows = if mask.cols() == 0 { 0 } else { mask.rows() };
+        let starts = (0..rows)
             .map(|row| {
                 let start = next;
                 next += mask.kept_count_in_row(row);
@@ -84,6 +86,7 @@ impl Layout {
             PackedCodes::from_words("words of positions", bits, 1, rows.saturating_mul(per_row), words)?;
         let layout = Self::NofM { pattern, positions };
         let mut columns = Vec::new();
+        let rows = if cols == 0 { 0 } else { rows };
         for row in 0..rows {
             layout.columns_of(row, cols, &mut columns);
             check_n_of_m(pattern, cols, row, columns.iter().map(|c| *c as usize))?;

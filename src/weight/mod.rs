@@ -219,7 +219,7 @@ impl CompressedWeight {
                 let stride = cols.div_ceil(8);
                 let mut bytes = vec![0u8; rows * stride];
                 let mut columns = Vec::new();
-                for row in 0..rows {
+                for row in 0..if cols == 0 { 0 } else { rows } {
                     layout.columns_of(row, cols, &mut columns);
                     for col in columns.iter().map(|c| *c as usize) {
                         bytes[row * stride + col / 8] |= 1 << (col % 8);

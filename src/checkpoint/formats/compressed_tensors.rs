@@ -208,26 +208,33 @@ fn read_targets(group: &Value) -> Result<Vec<Target>, String> {
 }
 
 fn read_arguments(weights: &Value) -> Result<Arguments, String> {
-    let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(8);
-    let kind = weights.get("type").and_then(Value::as_str).unwrap_or("int");
+    let given = |key: &str| weights.get(key).filter(|v| !v.is_null());
+    let text = |key: &str| match given(key) {
+        None => Ok(None),
+        Some(value) => value.as_str().map(Some).ok_or_else(|| format!("`{key}` cannot be {value}")),
+    };
+    let bits = match given("num_bits") {
+        None => 8,
+        Some(value) => value.as_u64().ok_or_else(|| format!("`num_bits` cannot be {value}"))?,
+    };
+    let kind = text("type")?.unwrap_or("int");
     let size = |v: &Value| {
         v.as_u64()
             .and_then(|n| NonZeroUsize::new(n as usize))
             .ok_or_else(|| format!("{v} is no group or block size"))
     };
-    let group_size = weights.get("group_size").filter(|g| !g.is_null());
-    let strategy = weights.get("strategy").and_then(Value::as_str);
+    let group_size = given("group_size");
+    let strategy = text("strategy")?;
     let granularity = match (strategy, group_size) {
         (Some("tensor"), _) | (None, None) => Granularity::Tensor,
         (Some("channel"), _) => Granularity::Channel,
         (None, Some(group_size)) if group_size.as_i64() == Some(-1) => Granularity::Channel,
         (Some("group") | None, Some(group_size)) => Granularity::Group(size(group_size)?),
-        (Some("block"), _) => {
-            match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
-                Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
-                _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
-            }
-        }
+        (Some("block"), _) => match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
+            Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
+            _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
+        },
+        (Some("group"), None) => return Err("strategy `group` needs a `group_size`".into()),
         (Some(other), _) => return Err(format!("strategy `{other}` is not supported")),
     };
     let unsupported = || format!("{kind} weights of {bits} bits are not supported");
@@ -237,7 +244,13 @@ fn read_arguments(weights: &Value) -> Result<Arguments, String> {
         "float" if bits.get() == 8 => false,
         _ => return Err(unsupported()),
     };
-    let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let symmetric = match given("symmetric") {
+        None => true,
+        Some(value) => value.as_bool().ok_or_else(|| format!("`symmetric` cannot be {value}"))?,
+    };
+    if !int && !symmetric {
+        return Err("asymmetric float weights are not supported".into());
+    }
     Ok(Arguments { int, bits, symmetric, granularity })
 }
 
@@ -271,6 +284,9 @@ pub(super) fn find_form(
         (DType::F8_E4M3, Some(args)) if !args.int => {
             Coding::F8E4M3 { granularity: args.granularity, scales: precision }
         }
+        (DType::F8_E4M3, None) if checkpoint.has_tensor(&format!("{name}_zero_point")) => {
+            return Err(bad("has zero points; asymmetric float weights are not supported".into()));
+        }
         (DType::F8_E4M3, None) => {
             // no configuration: one scale, or one per row, cannot be mistaken
             let rows = shape.first().copied().unwrap_or(1);
@@ -288,15 +304,15 @@ pub(super) fn find_form(
         (DType::I8 | DType::I32, Some(Arguments { int: true, bits, symmetric, granularity })) => {
             Coding::Int { bits, symmetric, granularity, scales: precision }
         }
-        (DType::I8 | DType::I32, None) => {
-            return Err(bad("is quantized, but config.json has no quantization_config that says how".into()));
-        }
         // a float beside something that merely is called a scale
         (dtype, None) if FloatType::of(dtype).is_some() => return Ok(None),
-        (dtype, _) => {
-            return Err(bad(format!(
-                "holds {dtype:?}, which its group in quantization_config does not describe"
-            )));
+        (dtype, None) => {
+            let reason =
+                format!("is quantized ({dtype:?}), but config.json has no quantization_config that says how");
+            return Err(bad(reason));
+        }
+        (dtype, Some(_)) => {
+            return Err(bad(format!("holds {dtype:?}, which its group in quantization_config does not describe")));
         }
     };
     tensors.push(scale_name);

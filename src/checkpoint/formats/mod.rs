@@ -33,7 +33,7 @@ use crate::dtype::{DType, FloatType, Precision};
 use crate::kernels::{convert, pack};
 use crate::weight::{
     Bits, Coding, CompressedWeight, Form, Granularity, Layout, LayoutKind, Mask, PackedCodes, Scales, Values,
-    column_size, matrix_shape, stored_code,
+    WeightError, column_size, matrix_shape, stored_code,
 };
 
 /// A compressed weight that was found in a file.
@@ -58,6 +58,14 @@ pub(super) fn find_forms(
                 let reason = format!("its form `{form}` asks for the tensor `{missing}`, which is not there");
                 return Err(CheckpointError::tensor(path, &name, reason));
             }
+            let shape_name = format!("{name}_shape");
+            if tensors.contains(&shape_name) {
+                let shape = stored_shape(&checkpoint.tensor(&shape_name)?, &shape_name)?;
+                if shape != form.shape() {
+                    let reason = format!("says {shape:?} where the form of `{name}` says {:?}", form.shape());
+                    return Err(CheckpointError::tensor(path, &shape_name, reason));
+                }
+            }
             found.insert(name, Found { form, tensors });
         }
     }
@@ -69,7 +77,31 @@ pub(super) fn find_forms(
             found.insert(name.to_owned(), weight);
         }
     }
+    for (name, weight) in &found {
+        check_shapes(checkpoint, name, &weight.form)?;
+    }
     Ok(found)
+}
+
+/// The parts must have the shapes that the form asks for, up to dimensions of 1. Parts of another dtype than tersor
+/// writes (I8 codes and zero points) are left to [`decode`].
+fn check_shapes(checkpoint: &Checkpoint, name: &str, form: &Form) -> Result<(), CheckpointError> {
+    let long = |shape: &[usize]| shape.iter().copied().filter(|d| *d != 1).collect::<Vec<_>>();
+    for spec in specs(name, form) {
+        if let Ok(part) = checkpoint.tensor(&spec.name)
+            && part.dtype == spec.dtype
+            && long(part.shape) != long(&spec.shape)
+        {
+            let reason = format!(
+                "has shape {:?} where {form} of shape {:?} needs {:?}",
+                part.shape,
+                form.shape(),
+                spec.shape
+            );
+            return Err(CheckpointError::tensor(part.path, &spec.name, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The precision of a coding's values once they are dequantized.
@@ -214,6 +246,9 @@ fn pack_columns(codes: &[i8], rows: usize, cols: usize, bits: Bits) -> Vec<u32> 
 }
 
 fn unpack_columns(packed: &[u32], rows: usize, cols: usize, bits: Bits) -> Vec<i8> {
+    if rows * cols == 0 {
+        return Vec::new();
+    }
     let offset = 1u8 << (bits.get() - 1);
     let mut codes = vec![0i8; rows * cols];
     let mut column = vec![0u8; rows];
@@ -268,6 +303,9 @@ pub(super) fn decode(
             Layout::compressed_rows(rows, cols, offsets, columns)
         }
     };
+    let layout = layout.map_err(CheckpointError::weight(path, name))?;
+    WeightError::check_len("kept values", form.kept(), layout.kept(rows, cols))
+        .map_err(CheckpointError::weight(path, name))?;
     let suffix = if dense { "" } else { "_values" };
     let values = match form.coding() {
         Coding::Float(precision) => {
@@ -298,6 +336,7 @@ pub(super) fn decode(
             let codes = if dense && !checkpoint.has_tensor(&format!("{name}_packed")) {
                 // int-quantized: one I8 per code
                 let bytes = parts.get("", &[DType::I8])?.bytes;
+                parts.check_range("", bits, bytes)?;
                 let codes = PackedCodes::from_rows(bits.get(), rows, cols, |row, out| {
                     for (out, byte) in out.iter_mut().zip(&bytes[row * cols..]) {
                         *out = stored_code(bits, *byte as i8);
@@ -313,9 +352,7 @@ pub(super) fn decode(
             Values::Int { bits, codes, scales: parts.scales()? }
         }
     };
-    layout
-        .and_then(|layout| CompressedWeight::from_parts(form.shape(), layout, values))
-        .map_err(CheckpointError::weight(path, name))
+    CompressedWeight::from_parts(form.shape(), layout, values).map_err(CheckpointError::weight(path, name))
 }
 
 /// The tensors of one weight.
@@ -344,6 +381,19 @@ impl<'a> Parts<'a> {
         })
     }
 
+    /// Codes in bytes must be codes of these bits.
+    fn check_range(&self, suffix: &str, bits: Bits, codes: &[u8]) -> Result<(), CheckpointError> {
+        let (low, high) = bits.range();
+        let outside = |code: &u8| !(low..=high).contains(&i32::from(*code as i8));
+        let Some(index) = codes.iter().position(outside) else { return Ok(()) };
+        let reason = format!(
+            "{} at index {index} is no code of {} bits, {low} to {high}",
+            codes[index] as i8,
+            bits.get()
+        );
+        Err(CheckpointError::tensor(self.path()?, &format!("{}{suffix}", self.name), reason))
+    }
+
     fn words(&self, suffix: &str) -> Result<Vec<u32>, CheckpointError> {
         let (words, _) = self.get(suffix, &[DType::I32, DType::U32])?.bytes.as_chunks::<4>();
         Ok(words.iter().map(|b| u32::from_le_bytes(*b)).collect())
@@ -365,12 +415,12 @@ impl<'a> Parts<'a> {
             Coding::Int { bits, symmetric: false, .. } => {
                 let stored = self.get("_zero_point", &[DType::I32, DType::I8])?;
                 Some(if stored.dtype == DType::I8 {
+                    self.check_range("_zero_point", bits, stored.bytes)?;
                     stored.bytes.iter().map(|b| *b as i8).collect()
                 } else {
                     let packed = self.words("_zero_point")?;
                     let expected = pack::words_for(grid.rows, bits.get()) * grid.cols;
-                    crate::weight::WeightError::check_len("words of zero points", expected, packed.len())
-                        .map_err(error())?;
+                    WeightError::check_len("words of zero points", expected, packed.len()).map_err(error())?;
                     unpack_columns(&packed, grid.rows, grid.cols, bits)
                 })
             }

@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::CheckpointError;
 use crate::dtype::Precision;
@@ -24,7 +25,8 @@ const VERSION: u32 = 1;
 #[derive(Serialize, Deserialize)]
 struct Document {
     version: u32,
-    weights: BTreeMap<String, StoredForm>,
+    /// A [`StoredForm`] each; read one by one, so that an error can name the weight.
+    weights: BTreeMap<String, Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +76,7 @@ enum StoredPrecision {
 
 /// The metadata's value for these weights.
 pub(crate) fn write_metadata<'a>(forms: impl Iterator<Item = (&'a str, &'a Form)>) -> String {
-    let weights = forms.map(|(name, form)| (name.to_owned(), store(form))).collect();
+    let weights = forms.map(|(name, form)| (name.to_owned(), serde_json::json!(store(form)))).collect();
     serde_json::json!(Document { version: VERSION, weights }).to_string()
 }
 
@@ -95,7 +97,10 @@ pub(super) fn read_metadata(
         .weights
         .into_iter()
         .map(|(name, stored)| {
-            let form = load(&stored).map_err(|reason| CheckpointError::tensor(path, &name, reason))?;
+            let form = serde_json::from_value::<StoredForm>(stored)
+                .map_err(|e| format!("metadata `{KEY}`: {e}"))
+                .and_then(|stored| load(&stored))
+                .map_err(|reason| CheckpointError::tensor(path, &name, reason))?;
             Ok((name, form))
         })
         .collect()
