@@ -16,7 +16,8 @@ pub mod report;
 pub mod weight;
 
 pub use checkpoint::{
-    Checkpoint, CheckpointError, Entry, Stored, TensorClass, load_masks, save_masks, stored_tensors,
+    Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, load_masks, save_masks,
+    stored_tensors,
 };
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};

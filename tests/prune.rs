@@ -15,11 +15,11 @@ fn sparsity(fraction: f64) -> Sparsity {
 }
 
 fn unstructured(fraction: f64) -> Magnitude {
-    Magnitude::unstructured(sparsity(fraction))
+    Magnitude::Unstructured(sparsity(fraction))
 }
 
 fn n_of_m(pattern: NofM) -> Magnitude {
-    Magnitude::n_of_m(pattern)
+    Magnitude::NofM(pattern)
 }
 
 /// Which of some keys stay when the `drop` smallest go: sorted, among equals the higher index first.

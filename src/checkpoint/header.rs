@@ -89,7 +89,10 @@ fn check(path: &Path, raw: RawHeader, data: usize, end: usize) -> Result<Header,
             )));
         };
         if !bits.is_multiple_of(8) {
-            let reason = format!("shape {:?} of {} takes {bits} bits, which are no whole bytes", info.shape, info.dtype);
+            let reason = format!(
+                "shape {:?} of {} takes {bits} bits, which are no whole bytes",
+                info.shape, info.dtype
+            );
             return Err(bad(reason));
         }
         if bits / 8 != to - from {

@@ -48,7 +48,9 @@ pub fn load_masks(path: impl AsRef<Path>) -> Result<BTreeMap<String, Mask>, Chec
     let columns: BTreeMap<String, usize> = file
         .metadata(0)
         .and_then(|metadata| serde_json::from_str(metadata.get(COLUMNS)?).ok())
-        .ok_or_else(|| CheckpointError::config(path, format!("its metadata has no `{COLUMNS}`; this is no mask file")))?;
+        .ok_or_else(|| {
+            CheckpointError::config(path, format!("its metadata has no `{COLUMNS}`; this is no mask file"))
+        })?;
     if let Some(entry) = file.entries().iter().find(|e| !columns.contains_key(&e.name)) {
         let reason = format!("`{COLUMNS}` does not give its columns");
         return Err(CheckpointError::tensor(path, &entry.name, reason));

@@ -252,7 +252,8 @@ mod tests {
         assert!(range.max > 0.99, "{range:?}");
         // a bell (sums of four uniform digits: standard deviation 1.15, largest 3.8), and three values far outside
         let digit = |i: u32, base: u32| (i / base % 20) as f32 / 10.0 - 0.95;
-        let bell: Vec<f32> = (0..160_000).map(|i| [1, 20, 400, 8000].iter().map(|b| digit(i, *b)).sum()).collect();
+        let bell: Vec<f32> =
+            (0..160_000).map(|i| [1, 20, 400, 8000].iter().map(|b| digit(i, *b)).sum()).collect();
         let mut histogram = Histogram::new();
         histogram.observe(&bell).unwrap();
         histogram.observe(&[11.0, -12.0, 12.5]).unwrap();

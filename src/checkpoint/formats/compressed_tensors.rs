@@ -230,10 +230,12 @@ fn read_arguments(weights: &Value) -> Result<Arguments, String> {
         (Some("channel"), _) => Granularity::Channel,
         (None, Some(group_size)) if group_size.as_i64() == Some(-1) => Granularity::Channel,
         (Some("group") | None, Some(group_size)) => Granularity::Group(size(group_size)?),
-        (Some("block"), _) => match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
-            Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
-            _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
-        },
+        (Some("block"), _) => {
+            match weights.get("block_structure").and_then(Value::as_array).map(Vec::as_slice) {
+                Some([rows, cols]) => Granularity::Block(size(rows)?, size(cols)?),
+                _ => return Err("strategy `block` needs `block_structure: [rows, cols]`".into()),
+            }
+        }
         (Some("group"), None) => return Err("strategy `group` needs a `group_size`".into()),
         (Some(other), _) => return Err(format!("strategy `{other}` is not supported")),
     };
@@ -312,7 +314,9 @@ pub(super) fn find_form(
             return Err(bad(reason));
         }
         (dtype, Some(_)) => {
-            return Err(bad(format!("holds {dtype:?}, which its group in quantization_config does not describe")));
+            return Err(bad(format!(
+                "holds {dtype:?}, which its group in quantization_config does not describe"
+            )));
         }
     };
     tensors.push(scale_name);
