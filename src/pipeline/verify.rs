@@ -159,9 +159,9 @@ fn bound(values: &[f32], weight: &CompressedWeight) -> f64 {
             x * x
         };
     }
-    // the scale is itself rounded to the model's precision
-    let slack = weight.form().coding().granularity().map_or(1.0, |_| 1.0 + 4.0 * scale_epsilon(weight));
-    if norm == 0.0 { 0.0 } else { (allowed / norm).sqrt() * slack + f64::from(f32::MIN_POSITIVE) }
+    // the scale is itself rounded to the model's precision; sums of squares come in another order than the error's
+    let slack = 1e-9 + weight.form().coding().granularity().map_or(0.0, |_| 4.0 * scale_epsilon(weight));
+    if norm == 0.0 { 0.0 } else { (allowed / norm).sqrt() * (1.0 + slack) + f64::from(f32::MIN_POSITIVE) }
 }
 
 fn scale_epsilon(weight: &CompressedWeight) -> f64 {

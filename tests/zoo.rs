@@ -1,0 +1,190 @@
+//! Real models, from the folder that the environment variable `TERSOR_ZOO` names.
+//!
+//! Without the variable every test is reported as ignored. Every model is opened, compressed in several ways, read again
+//! and held against its source; networks with test data are scored.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tersor::{
+    Checkpoint, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe, Sequential, Stored,
+    VerifyOptions, classify, verify,
+};
+
+/// Compressed with and without an output format that is read by others.
+const PRESETS: [&str; 10] =
+    ["fp16", "bf16", "fp8", "int8", "int8-asym", "int4", "int3-asym", "2:4+int8", "50%", "90%-global+int4"];
+
+const MODELS: [&str; 8] = [
+    "stories260k",
+    "babyllama-105",
+    "all-minilm-l6-v2",
+    "awkward/stories260K-awkward",
+    "awkward/stories260K-bf16",
+    "awkward/stories260K-f16",
+    "awkward/stories260K-f8e4m3",
+    "awkward/stories260K-sharded",
+];
+
+fn main() {
+    let zoo = std::env::var_os("TERSOR_ZOO").map(PathBuf::from);
+    let mut trials = Vec::new();
+    let mut add = |name: String, run: fn(&Path, &str) -> Result<(), Failed>, of: &'static str| {
+        let folder = zoo.clone();
+        let trial = Trial::test(name, move || run(&folder.unwrap_or_default(), of));
+        trials.push(trial.with_ignored_flag(zoo.is_none()));
+    };
+    for model in MODELS {
+        add(format!("compress_{model}"), compress_every_way, model);
+    }
+    for file in ["lenet-300-100/dense.safetensors", "lenet-300-100/dynamic-network-surgery.safetensors"] {
+        add(format!("compress_{file}"), compress_every_way, file);
+    }
+    for dtype in ["B", "H", "I", "b", "d", "e", "f", "h", "i", "overall"] {
+        add(format!("dtype_{dtype}"), one_dtype, dtype);
+    }
+    add("lenet_accuracy".into(), lenet_accuracy, "dense");
+    add("pruned_lenet_accuracy".into(), pruned_lenet_accuracy, "dynamic-network-surgery");
+    add("shards_hold_the_same_model".into(), shards_hold_the_same_model, "");
+    add("half_precision_files_hold_the_rounded_model".into(), half_precision, "");
+    add("f8_file_with_scales_is_read".into(), f8_with_scales, "");
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn go(_: tersor::pipeline::Progress<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn options() -> PresetOptions {
+    // most of these models have rows that no common group size divides
+    PresetOptions { format: Some(OutputFormat::Tersor), ..PresetOptions::default() }
+}
+
+fn compress_every_way(zoo: &Path, model: &str) -> Result<(), Failed> {
+    let source = zoo.join(model);
+    let checkpoint = Checkpoint::open(&source)?;
+    let folder = tempfile::tempdir()?;
+    for preset in PRESETS {
+        let recipe = Recipe::preset(preset, options())?;
+        let plan = Plan::new(&checkpoint, &recipe)?;
+        let output = folder.path().join(preset);
+        let run = plan.run(&output, &mut go)?;
+        let compressed = Checkpoint::open(&output)?;
+        check(compressed.file_bytes() == plan.bytes_after(), || {
+            format!("{preset}: planned {} bytes, wrote {}", plan.bytes_after(), compressed.file_bytes())
+        })?;
+        let already = checkpoint
+            .entries()
+            .iter()
+            .all(|e| e.describe().eq_ignore_ascii_case(&preset.replace("fp", "f")));
+        check(run.layers.is_empty() == already, || format!("{preset}: {} layers", run.layers.len()))?;
+        check(compressed.entries().len() == checkpoint.entries().len(), || {
+            format!("{preset}: {} tensors became {}", checkpoint.entries().len(), compressed.entries().len())
+        })?;
+        let verification = verify(&source, &output, VerifyOptions::default())?;
+        if let Some(failure) = verification.failures().next() {
+            return Err(format!("{preset}: {failure:?}").into());
+        }
+        std::fs::remove_dir_all(&output)?;
+    }
+    Ok(())
+}
+
+/// Files of one element type: floats are converted, others are refused with their class.
+fn one_dtype(zoo: &Path, dtype: &str) -> Result<(), Failed> {
+    let source = zoo.join(format!("awkward/dtypes/{dtype}.safetensors"));
+    let checkpoint = Checkpoint::open(&source)?;
+    let floats = checkpoint.entries().iter().filter(|e| match e.stored {
+        Stored::Plain(dtype) => FloatType::of(dtype).is_some(),
+        Stored::Compressed(_) => true,
+    });
+    let recipe = Recipe::preset("bf16", options())?;
+    if floats.count() == 0 {
+        let error = Plan::new(&checkpoint, &recipe).err().map(|e| e.to_string()).unwrap_or_default();
+        return check(error.contains("matches no tensor (there are: 1 other)"), || error.clone());
+    }
+    let folder = tempfile::tempdir()?;
+    let output = folder.path().join("out");
+    Plan::new(&checkpoint, &recipe)?.run(&output, &mut go)?;
+    let failures = verify(&source, &output, VerifyOptions::default())?.failures().count();
+    check(failures == 0, || format!("{failures} failures"))
+}
+
+fn mnist(zoo: &Path) -> Result<ImageSet, Failed> {
+    let folder = zoo.join("mnist");
+    Ok(ImageSet::open(folder.join("t10k-images-idx3-ubyte.gz"), folder.join("t10k-labels-idx1-ubyte.gz"))?)
+}
+
+fn accuracy(path: &Path, images: &ImageSet) -> Result<f64, Failed> {
+    Ok(classify(&Sequential::open(&Checkpoint::open(path)?)?, images)?.value)
+}
+
+/// 97.72 % is what an independent implementation measured.
+fn lenet_accuracy(zoo: &Path, _: &str) -> Result<(), Failed> {
+    let images = mnist(zoo)?;
+    let source = zoo.join("lenet-300-100/dense.safetensors");
+    let dense = accuracy(&source, &images)?;
+    check((dense - 97.72).abs() < 1e-9, || format!("dense: {dense}"))?;
+    let checkpoint = Checkpoint::open(&source)?;
+    let folder = tempfile::tempdir()?;
+    // points of accuracy that may be lost
+    for (preset, allowed) in [("fp16", 0.02), ("fp8", 0.1), ("int8", 0.05), ("int4", 0.5), ("50%", 0.5)] {
+        let output = folder.path().join(preset);
+        Plan::new(&checkpoint, &Recipe::preset(preset, options())?)?.run(&output, &mut go)?;
+        let compressed = accuracy(&output, &images)?;
+        check(dense - compressed <= allowed + 1e-9, || format!("{preset}: {dense} fell to {compressed}"))?;
+    }
+    Ok(())
+}
+
+fn pruned_lenet_accuracy(zoo: &Path, _: &str) -> Result<(), Failed> {
+    let pruned = accuracy(&zoo.join("lenet-300-100/dynamic-network-surgery.safetensors"), &mnist(zoo)?)?;
+    check((pruned - 98.01).abs() < 1e-9, || format!("{pruned}"))
+}
+
+fn shards_hold_the_same_model(zoo: &Path, _: &str) -> Result<(), Failed> {
+    let single = Checkpoint::open(zoo.join("stories260k"))?;
+    let sharded = Checkpoint::open(zoo.join("awkward/stories260K-sharded"))?;
+    check(sharded.files().len() == 3, || format!("{} files", sharded.files().len()))?;
+    for entry in single.entries() {
+        let same = single.tensor(&entry.name)?.bytes == sharded.tensor(&entry.name)?.bytes;
+        check(same, || entry.name.clone())?;
+    }
+    check(single.entries().len() == sharded.entries().len(), || "different tensors".into())
+}
+
+/// What others rounded is what `half` rounds.
+fn half_precision(zoo: &Path, _: &str) -> Result<(), Failed> {
+    let single = Checkpoint::open(zoo.join("stories260k"))?;
+    for (file, round) in [
+        ("f16", (|x| half::f16::from_f32(x).to_f32()) as fn(f32) -> f32),
+        ("bf16", |x| half::bf16::from_f32(x).to_f32()),
+    ] {
+        let narrow = Checkpoint::open(zoo.join(format!("awkward/stories260K-{file}")))?;
+        for entry in single.entries() {
+            let (wide, narrow) = (single.dense(&entry.name)?, narrow.dense(&entry.name)?);
+            check(wide.len() == narrow.len(), || entry.name.clone())?;
+            let differs = wide.iter().zip(&narrow).position(|(a, b)| round(*a).to_bits() != b.to_bits());
+            check(differs.is_none(), || format!("{file}: {} at {differs:?}", entry.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// e4m3 has 3 mantissa bits: a relative error of at most 2^-4 a value, about 2.5 % in the root mean square.
+fn f8_with_scales(zoo: &Path, _: &str) -> Result<(), Failed> {
+    let single = Checkpoint::open(zoo.join("stories260k"))?;
+    let narrow = Checkpoint::open(zoo.join("awkward/stories260K-f8e4m3"))?;
+    let mut compressed = 0;
+    for entry in narrow.entries().iter().filter(|e| matches!(e.stored, Stored::Compressed(_))) {
+        let errors = tersor::WeightErrors::between(&single.dense(&entry.name)?, &narrow.dense(&entry.name)?);
+        check(errors.relative < 0.035, || format!("{}: {errors:?}", entry.name))?;
+        compressed += 1;
+    }
+    check(compressed == 35, || format!("{compressed} compressed weights, expected 7 in each of 5 layers"))
+}
+
+fn check(holds: bool, message: impl Fn() -> String) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(message().into()) }
+}
