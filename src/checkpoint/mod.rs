@@ -3,6 +3,8 @@
 //! [`Checkpoint`] opens a safetensors file, a sharded folder with its index, or a Hugging Face folder. Files are
 //! mapped and read when a tensor is asked for. Tensors that together store one compressed weight appear as one
 //! [`Entry`], named like the weight they stand for.
+//!
+#![doc = include_str!("../../docs/formats.md")]
 
 mod class;
 mod error;

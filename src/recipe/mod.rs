@@ -15,6 +15,28 @@
 //! assert_eq!(recipe.steps().len(), 3);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Recipes in TOML
+//!
+//! ```toml
+//! format = "compressed-tensors"       # or "tersor"; by default judged from the source
+//! ignore = ["lm_head", "re:.*router"] # patterns, each of which must name a tensor
+//!
+//! [[step]]                            # steps in order; of those that name a tensor the last of a kind wins
+//! classes = ["linear"]                # linear, conv, embedding, norm, bias, other; by default linear and conv
+//! names = ["model.layers.*"]          # by default all
+//! prune = { method = "magnitude", sparsity = 0.5, scope = "layer" }
+//!
+//! [[step]]
+//! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
+//! ```
+//!
+//! * `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`), `n:m` with `pattern = "2:4"`, or `rows`
+//!   or `columns` with `sparsity`. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or `n:m`.
+//! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
+//!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
+//!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
+//!   `mse` or `entropy`.
 
 mod error;
 mod pattern;

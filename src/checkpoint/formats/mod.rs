@@ -1,24 +1,7 @@
-//! How compressed weights are stored: forms ↔ tensors of a file.
+//! How compressed weights are stored: forms ↔ tensors of a file, as `docs/formats.md` describes them.
 //!
-//! A weight named `N` (usually `….weight`) is stored as
-//!
-//! | layout | coding | tensors |
-//! |---|---|---|
-//! | dense | float | `N` |
-//! | dense | e4m3 | `N` `F8_E4M3`, `N_scale` |
-//! | dense | integers | `N_packed` I32 `[rows, ⌈cols·bits/32⌉]`, `N_scale`, `N_zero_point` if asymmetric, `N_shape` I64 |
-//! | any other | any | `N_values` `[kept]` (integers: I32 words of one stream), positions, `N_scale`, `N_zero_point`, `N_shape` |
-//!
-//! The first three are what `compressed-tensors` calls dense, `float-quantized` and `pack-quantized`, as long as the
-//! weight is a matrix and groups are not ragged. Positions are `N_bitmask` U8 `[rows, ⌈cols/8⌉]`, lowest bit first;
-//! `N_positions` I32, the position of each value in its group of N:M, as a stream of `⌈log2 M⌉` bits; or
-//! `N_row_offsets` I64 `[rows + 1]` and `N_columns` U16 or U32 `[kept]`.
-//!
-//! Scales have the model's precision and the shape `[1]` (tensor), `[rows, 1]` (channel), `[rows, groups]`, or
-//! `[block rows, block cols]`. Zero points have that shape in I8, or for channels and groups are packed along
-//! the rows like the codes. Every stored code is `code + 2^(bits−1)`. What every weight looks like is written
-//! to the file's metadata ([`tersor`]) and, where `compressed-tensors` has a name for it, to `config.json`
-//! ([`compressed_tensors`]).
+//! What every weight looks like is written to the file's metadata ([`tersor`]) and, where `compressed-tensors` has a name
+//! for it, to `config.json` ([`compressed_tensors`]).
 
 pub(crate) mod compressed_tensors;
 pub(crate) mod tersor;

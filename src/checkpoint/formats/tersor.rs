@@ -1,10 +1,4 @@
-//! What tersor writes to a file's metadata about the weights it compressed.
-//!
-//! Key `tersor`: a JSON object `{"version": 1, "weights": {name: form}}`, where a form is
-//! `{"shape": [300, 784], "layout": "dense" | "bitmask" | "2:4" | "rows", "kept": 235200, "coding": …}` and a coding
-//! `{"type": "float", "dtype": "F16"}`, `{"type": "f8_e4m3", "strategy": "channel", "scale_dtype": "F32"}` or
-//! `{"type": "int", "bits": 4, "symmetric": true, "strategy": "group", "group_size": 64, "scale_dtype": "F32"}`. Strategy
-//! `block` has `"block": [rows, cols]`. The names are those of `config.json`'s quantization arguments.
+//! What tersor writes to a file's metadata about the weights it compressed: see `docs/formats.md`.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
