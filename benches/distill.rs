@@ -26,7 +26,7 @@ fn losses(c: &mut Criterion) {
     group.bench_function("KD mix", |b| b.iter(|| mix.evaluate(black_box(s), t, Labels::new(&labels))));
     let decoupled = DecoupledDistillation::new(4.0);
     group.bench_function("decoupled KD", |b| {
-        b.iter(|| decoupled.evaluate(black_box(s), t, Labels::new(&labels)))
+        b.iter(|| decoupled.evaluate(black_box(s), t, Labels::new(&labels)));
     });
     group.finish();
 }

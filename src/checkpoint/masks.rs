@@ -18,6 +18,13 @@ pub fn save_masks(path: impl AsRef<Path>, masks: &BTreeMap<String, Mask>) -> Res
     if path.symlink_metadata().is_ok() {
         return Err(CheckpointError::OutputExists { path: path.to_path_buf() });
     }
+    if masks.contains_key("__metadata__") {
+        return Err(CheckpointError::tensor(
+            path,
+            "__metadata__",
+            "is a name that the format keeps for itself",
+        ));
+    }
     let specs = masks
         .iter()
         .map(|(name, mask)| TensorSpec {

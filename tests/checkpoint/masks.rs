@@ -104,3 +104,12 @@ fn a_mask_of_another_dtype_is_refused() {
     let file = file(DType::I16, &[2, 1], &[0; 4], r#"{"a":9}"#);
     refused!(load_masks(&file.path), Tensor, file.path, ["`a`", "U8", "I16"]);
 }
+
+#[test]
+fn a_mask_cannot_take_the_name_that_the_format_keeps() {
+    let folder = Folder::new();
+    let path = folder.path().join("masks.safetensors");
+    let masks = BTreeMap::from([("__metadata__".to_owned(), Mask::keep_all(1, 1))]);
+    refused!(save_masks(&path, &masks), Tensor, path, ["`__metadata__`"]);
+    assert!(!path.exists());
+}

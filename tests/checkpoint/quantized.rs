@@ -568,3 +568,26 @@ fn the_files_own_metadata_wins_over_the_config() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.entries()[0].describe(), "int4, channel");
 }
+
+#[test]
+fn activation_ordered_groups_are_refused() {
+    let mut tensors = packed();
+    tensors.push(stored("fc.weight_g_idx", DType::I32, &[3], &[0; 12]));
+    let folder = folder(&tensors, &channel(4));
+    let path = folder.path().join("model.safetensors");
+    refused!(folder.open(), Tensor, path, ["`fc.weight`", "g_idx"]);
+}
+
+/// Before 0.18 a word held ⌊32 / bits⌋ codes: the same stream for 4 bits, another one for 3.
+#[test]
+fn codes_that_an_older_package_laid_out_differently_are_refused() {
+    let open = |bits: u64, version: &str| {
+        let mut config = channel(bits);
+        config["quantization_config"]["version"] = version.into();
+        let folder = folder(&packed(), &config);
+        (folder.open().map(|_| ()), folder.path().join("model.safetensors"))
+    };
+    let (result, path) = open(3, "0.17.1");
+    refused!(result, Tensor, path, ["`fc.weight`", "before 0.18", "3-bit"]);
+    assert!(open(3, "0.18.0").0.is_ok() && open(4, "0.9.4").0.is_ok());
+}

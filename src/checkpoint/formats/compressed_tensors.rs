@@ -125,6 +125,8 @@ fn arguments(coding: Coding) -> Option<Value> {
 /// The parts of a `quantization_config` that say how weights are stored.
 pub(crate) struct QuantizationConfig {
     groups: Vec<Group>,
+    /// Whether codes never straddle two words, as before version 0.18: that differs for 3, 5, 6 and 7 bits.
+    pads_words: bool,
 }
 
 struct Group {
@@ -169,7 +171,8 @@ impl QuantizationConfig {
                 Some(read().map_err(|reason| bad(format!("{name}: {reason}"))))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Some(Self { groups }))
+        let version = quantization.get("version").and_then(Value::as_str).unwrap_or_default();
+        Ok(Some(Self { groups, pads_words: is_before_0_18(version) }))
     }
 
     /// The arguments for a module: those of the group that names it, else of one whose pattern fits, else of one
@@ -186,6 +189,12 @@ impl QuantizationConfig {
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, args)| args)
     }
+}
+
+/// Whether a version is known to be lower than 0.18.
+fn is_before_0_18(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(0)), Some(Ok(0..18))))
 }
 
 fn read_targets(group: &Value) -> Result<Vec<Target>, String> {
@@ -282,6 +291,20 @@ pub(super) fn find_form(
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let args = config.and_then(|c| c.arguments_of(module));
     let bad = |reason: String| CheckpointError::tensor(scale.path, name, reason);
+    if checkpoint.has_tensor(&format!("{name}_g_idx")) {
+        return Err(bad(
+            "has a `g_idx`: its groups follow the activations' order, which is not supported".into()
+        ));
+    }
+    if let (DType::I32, Some(args), Some(true)) = (dtype, args, config.map(|c| c.pads_words))
+        && !args.bits.get().is_power_of_two()
+    {
+        return Err(bad(format!(
+            "was packed by a version of compressed-tensors before 0.18, which lays out {}-bit codes differently; write \
+             it again with a newer one",
+            args.bits.get()
+        )));
+    }
     let coding = match (dtype, args) {
         (DType::F8_E4M3, Some(args)) if !args.int => {
             Coding::F8E4M3 { granularity: args.granularity, scales: precision }
