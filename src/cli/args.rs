@@ -255,7 +255,8 @@ pub(super) struct VerifyArgs {
     pub(super) source: PathBuf,
     /// The compressed folder
     pub(super) output: PathBuf,
-    /// Largest relative error of a tensor; by default what rounding to nearest explains
+    /// Largest relative error of a tensor; by default what rounding to nearest explains, which ranges that clip
+    /// (percentile, entropy) can exceed
     #[arg(long, value_name = "X", value_parser = positive)]
     pub(super) max_relative_error: Option<f64>,
 }

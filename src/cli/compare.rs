@@ -10,10 +10,9 @@ pub(super) fn run(args: &CompareArgs, output: &Output) -> Result<Outcome, Failur
     let images = args.task.images()?;
     let source = Checkpoint::open(&args.source)?;
     let mut comparison = Comparison::new();
-    comparison.add(&name(&args.source), &source, &source, 0, images.as_ref())?;
+    comparison.add_reference(&name(&args.source), &source, images.as_ref())?;
     for path in &args.outputs {
-        let checkpoint = Checkpoint::open(path)?;
-        comparison.add(&name(path), &checkpoint, &source, 0, images.as_ref())?;
+        comparison.add(&name(path), &Checkpoint::open(path)?, images.as_ref())?;
     }
     output.print(&comparison, &comparison.table(), "")?;
     Ok(Outcome::Done)

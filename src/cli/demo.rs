@@ -37,19 +37,19 @@ pub(super) fn run(args: &DemoArgs, output: &Output) -> Result<Outcome, Failure> 
     let data = fixtures.join("fashion-mnist");
     let images =
         ImageSet::open(data.join("t10k-images-idx3-ubyte.gz"), data.join("t10k-labels-idx1-ubyte.gz"))?;
+    let sources = NETWORKS.map(|network| Checkpoint::open(fixtures.join(network)));
+    let sources = sources.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut comparison = Comparison::new();
-    for network in NETWORKS {
-        let source = Checkpoint::open(fixtures.join(network))?;
-        let reference = comparison.variants.len();
-        comparison.add(network, &source, &source, reference, Some(&images))?;
+    for (network, source) in NETWORKS.iter().zip(&sources) {
+        comparison.add_reference(network, source, Some(&images))?;
         for (name, recipe) in WAYS {
             let name = format!("{network}-{name}");
             output.note(&format!("{name} …"));
             let recipe = Recipe::from_toml(recipe)?;
             let target = args.output.join("models").join(&name);
             remove_earlier(&target)?;
-            Plan::new(&source, &recipe)?.run(&target, &mut output.progress()?)?;
-            comparison.add(&name, &Checkpoint::open(&target)?, &source, reference, Some(&images))?;
+            Plan::new(source, &recipe)?.run(&target, &mut output.progress()?)?;
+            comparison.add(&name, &Checkpoint::open(&target)?, Some(&images))?;
         }
     }
     let table = comparison.table();

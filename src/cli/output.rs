@@ -1,7 +1,7 @@
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -61,15 +61,13 @@ impl Output {
 
     /// A progress bar on stderr, if that is a terminal, which stops the run on Ctrl-C.
     pub(super) fn progress(&self) -> Result<impl FnMut(Progress<'_>) -> ControlFlow<()>, Failure> {
-        static STOP: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
-        let stop = if let Some(stop) = STOP.get() {
-            stop.clone()
-        } else {
-            let stop = Arc::new(AtomicBool::new(false));
+        // the handler can be set only once
+        static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+        let stop = STOP.get_or_init(Arc::default).clone();
+        if Arc::strong_count(&stop) == 2 {
             let flag = stop.clone();
             ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-            STOP.get_or_init(|| stop).clone()
-        };
+        }
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}";
         bar.set_style(ProgressStyle::with_template(template)?);

@@ -13,7 +13,8 @@ use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid};
 pub struct VerifyOptions {
     /// Largest relative error `‖w − ŵ‖ / ‖w‖` that a tensor may have. Without it, the bound follows from the form: half a
     /// step for every kept value, where a step is that of codes spread from the tile's smallest to its largest
-    /// value; half a unit in the last place for floats; and whatever was pruned.
+    /// value; half a unit in the last place for floats; and whatever was pruned. Ranges that cut off more than they win
+    /// (percentile, entropy) can exceed it.
     pub max_relative_error: Option<f64>,
 }
 
@@ -152,7 +153,11 @@ fn bound(values: &[f32], weight: &CompressedWeight) -> f64 {
                 (Some((grid, steps)), _) => {
                     (x.abs() / 16.0).max(steps[grid.index(i / cols, i % cols)] / 1024.0).powi(2)
                 }
-                (None, Coding::Float(precision)) => (x * f64::from(precision.epsilon()) / 2.0).powi(2),
+                // clamping was the caller's choice, and is counted where it is done
+                (None, Coding::Float(precision)) => {
+                    let beyond = (x.abs() - f64::from(precision.max())).max(0.0);
+                    (beyond + x.abs() * f64::from(precision.epsilon()) / 2.0).powi(2)
+                }
                 (None, _) => 0.0,
             }
         } else {

@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::{Align, Table, percent};
@@ -46,9 +44,20 @@ pub struct Variant {
     pub worst_layer: Option<WorstLayer>,
 }
 
-/// Checkpoints side by side, the first being the reference.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
+/// Checkpoints side by side, each compared with a reference that it was made from.
+///
+/// ```no_run
+/// use tersor::{Checkpoint, Comparison};
+///
+/// let source = Checkpoint::open("fixtures/fashion-mlp")?;
+/// let mut comparison = Comparison::new();
+/// comparison.add_reference("source", &source, None)?;
+/// comparison.add("int8", &Checkpoint::open("out-int8")?, None)?;
+/// println!("{}", comparison.table());
+/// # Ok::<(), tersor::ModelError>(())
+/// ```
+#[derive(Debug, Serialize)]
+pub struct Comparison<'a> {
     /// Version of this schema.
     pub schema: u32,
     /// Version of tersor.
@@ -57,15 +66,18 @@ pub struct Comparison {
     pub threads: usize,
     /// The checkpoints.
     pub variants: Vec<Variant>,
+    /// The reference that was added last, and its place among the variants.
+    #[serde(skip)]
+    reference: Option<(&'a Checkpoint, usize)>,
 }
 
-impl Default for Comparison {
+impl Default for Comparison<'_> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Comparison {
+impl<'a> Comparison<'a> {
     /// A comparison of nothing yet.
     pub fn new() -> Self {
         Self {
@@ -73,11 +85,28 @@ impl Comparison {
             tersor: env!("CARGO_PKG_VERSION"),
             threads: rayon::current_num_threads(),
             variants: Vec::new(),
+            reference: None,
         }
     }
 
-    /// Measures a checkpoint and appends it. `reference` is what it was made from, `index` the variant of that in this
-    /// comparison; both are the checkpoint itself for a reference. Without images only sizes and errors are compared.
+    /// Measures a checkpoint, against which those that follow are held. Without images only sizes and errors are
+    /// compared.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read or run.
+    pub fn add_reference(
+        &mut self,
+        name: &str,
+        checkpoint: &'a Checkpoint,
+        images: Option<&ImageSet>,
+    ) -> Result<(), ModelError> {
+        self.reference = None;
+        self.add(name, checkpoint, images)?;
+        self.reference = Some((checkpoint, self.variants.len() - 1));
+        Ok(())
+    }
+
+    /// Measures a checkpoint and compares it with the reference that was added last.
     ///
     /// # Errors
     /// When a checkpoint cannot be read or run.
@@ -85,10 +114,8 @@ impl Comparison {
         &mut self,
         name: &str,
         checkpoint: &Checkpoint,
-        reference: &Checkpoint,
-        index: usize,
         images: Option<&ImageSet>,
-    ) -> Result<&Variant, ModelError> {
+    ) -> Result<(), ModelError> {
         let (mut scores, mut microseconds_per_sample) = (Vec::new(), None);
         if let Some(images) = images {
             let model = Sequential::open(checkpoint)?;
@@ -98,12 +125,7 @@ impl Comparison {
         }
         let file_bytes = checkpoint.file_bytes();
         let weight_bytes = weight_bytes(checkpoint);
-        // the reference is not in the list yet when it is added itself
-        let base = self.variants.get(index);
-        let drops = match base {
-            Some(base) => base.scores.iter().zip(&scores).map(|(a, b)| a.value - b.value).collect(),
-            None => vec![0.0; scores.len()],
-        };
+        let base = self.reference.map(|(_, index)| &self.variants[index]);
         let ratio = |before: Option<u64>, after: u64| before.unwrap_or(after) as f64 / after.max(1) as f64;
         let variant = Variant {
             name: name.to_owned(),
@@ -111,13 +133,19 @@ impl Comparison {
             weight_bytes,
             file_ratio: ratio(base.map(|b| b.file_bytes), file_bytes),
             weight_ratio: ratio(base.map(|b| b.weight_bytes), weight_bytes),
+            drops: match base {
+                Some(base) => base.scores.iter().zip(&scores).map(|(a, b)| a.value - b.value).collect(),
+                None => vec![0.0; scores.len()],
+            },
             scores,
-            drops,
             microseconds_per_sample,
-            worst_layer: worst_layer(reference, checkpoint)?,
+            worst_layer: match self.reference {
+                Some((reference, _)) => worst_layer(reference, checkpoint)?,
+                None => None,
+            },
         };
         self.variants.push(variant);
-        Ok(&self.variants[self.variants.len() - 1])
+        Ok(())
     }
 
     /// One row per checkpoint.
@@ -168,9 +196,6 @@ fn worst_layer(
     reference: &Checkpoint,
     checkpoint: &Checkpoint,
 ) -> Result<Option<WorstLayer>, CheckpointError> {
-    if Path::canonicalize(reference.path()).ok() == Path::canonicalize(checkpoint.path()).ok() {
-        return Ok(None);
-    }
     let mut worst: Option<WorstLayer> = None;
     for entry in reference.entries() {
         let Ok(other) = checkpoint.entry(&entry.name) else { continue };
