@@ -33,6 +33,7 @@ pub(super) struct Arguments {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
 #[allow(clippy::struct_excessive_bools)] // flags of a command line
 pub(super) struct Common {
     /// Print one JSON document on stdout

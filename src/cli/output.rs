@@ -1,7 +1,7 @@
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -61,13 +61,11 @@ impl Output {
 
     /// A progress bar on stderr, if that is a terminal, which stops the run on Ctrl-C.
     pub(super) fn progress(&self) -> Result<impl FnMut(Progress<'_>) -> ControlFlow<()>, Failure> {
-        // the handler can be set only once
-        static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-        let stop = STOP.get_or_init(Arc::default).clone();
-        if Arc::strong_count(&stop) == 2 {
-            let flag = stop.clone();
-            ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-        }
+        static STOP: AtomicBool = AtomicBool::new(false);
+        static HANDLER: Once = Once::new();
+        let mut set = Ok(());
+        HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)));
+        set?;
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}";
         bar.set_style(ProgressStyle::with_template(template)?);
@@ -78,7 +76,7 @@ impl Output {
                 Some(tensor) => bar.set_message(tensor.to_owned()),
                 None => bar.finish_and_clear(),
             }
-            if stop.load(Ordering::Relaxed) {
+            if STOP.load(Ordering::Relaxed) {
                 bar.finish_and_clear();
                 return ControlFlow::Break(());
             }

@@ -372,7 +372,7 @@ fn plan_tensor<'a>(
             path: checkpoint.path().to_path_buf(),
             tensor: entry.name.clone(),
             form: form.to_string(),
-            reason: format!("{reason}; {}", advice(&form)),
+            reason: format!("{reason}; {}", advice(checkpoint, recipe, &form)),
         });
     }
     let specs = formats::specs(&entry.name, &form);
@@ -381,21 +381,30 @@ fn plan_tensor<'a>(
     Ok(PlannedTensor { entry, action, reason, specs })
 }
 
-fn advice(form: &Form) -> String {
+/// What to do about a form that the format cannot hold.
+fn advice(checkpoint: &Checkpoint, recipe: &Recipe, form: &Form) -> String {
     let other = "ignore this tensor, or choose the format `tersor`, which only tersor reads";
-    match form.coding().granularity() {
-        Some(Granularity::Group(size)) if form.is_ragged() => {
-            // the largest sizes that divide, from just below the one asked for
-            let divisors: Vec<String> = (2..=size.get())
-                .rev()
-                .filter(|d| form.cols().is_multiple_of(*d))
-                .take(3)
-                .map(|d| d.to_string())
-                .collect();
-            format!("choose a group size that divides {} ({}), {other}", form.cols(), divisors.join(", "))
-        }
-        _ => other.to_owned(),
+    let Some(Granularity::Group(size)) = form.coding().granularity().filter(|_| form.is_ragged()) else {
+        return other.to_owned();
+    };
+    // a size that serves every layer in groups, not only this one
+    let grouped = checkpoint.entries().iter().filter(|e| {
+        let decision = recipe.decide(&e.name, e.class);
+        let Ok(Decision::Apply { quantize: Some((_, method)), .. }) = decision else { return false };
+        let granularity = method.coding(Coding::Float(Precision::F32)).granularity();
+        compressible(e).is_ok() && matches!(granularity, Some(Granularity::Group(_)))
+    });
+    let common = grouped.fold(form.cols(), |common, e| gcd(common, e.shape.iter().skip(1).product()));
+    let sizes = (2..=size.get()).rev().filter(|d| common.is_multiple_of(*d)).take(3);
+    let sizes: Vec<String> = sizes.map(|d| d.to_string()).collect();
+    if sizes.is_empty() {
+        return other.to_owned();
     }
+    format!("choose a group size that divides the columns of every layer ({}), {other}", sizes.join(", "))
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 fn check_names(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Result<(), PipelineError> {

@@ -572,7 +572,7 @@ fn the_files_own_metadata_wins_over_the_config() {
 #[test]
 fn activation_ordered_groups_are_refused() {
     let mut tensors = packed();
-    tensors.push(stored("fc.weight_g_idx", DType::I32, &[3], &[0; 12]));
+    tensors.push(stored("fc.weight_g_idx", DType::I32, &[3], [0; 12]));
     let folder = folder(&tensors, &channel(4));
     let path = folder.path().join("model.safetensors");
     refused!(folder.open(), Tensor, path, ["`fc.weight`", "g_idx"]);
