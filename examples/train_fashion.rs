@@ -1,7 +1,8 @@
 //! Trains the two small Fashion-MNIST networks that the tests and the other examples compress.
 //!
 //! * `fashion-mlp`: a 784-300-100-10 perceptron.
-//! * `fashion-lenet`: a LeNet-5 style network of two convolutions and three dense layers.
+//! * `fashion-lenet`: LeNet-5 as Caffe has it, the network of the Deep Compression paper: convolutions of 20
+//!   and 50 channels, each 5×5 and followed by `ReLU` and 2×2 max pooling, then dense layers 800-500-10.
 //!
 //! Each one is written to `OUT/NAME/model.safetensors` with a `config.json` beside it that lists its layers.
 //!
@@ -15,10 +16,16 @@
 //!
 //! With the default settings, on one core of a small server:
 //!
-//! | network         | parameters | epochs | test accuracy | time      |
-//! |-----------------|-----------:|-------:|--------------:|-----------|
-//! | `fashion-mlp`   |    266,610 |     40 |       90.10 % | 2 minutes |
-//! | `fashion-lenet` |     61,706 |     30 |       91.59 % | 5 minutes |
+//! | network         | parameters | epochs | test accuracy | half the weights pruned | time      |
+//! |-----------------|-----------:|-------:|--------------:|------------------------:|-----------|
+//! | `fashion-mlp`   |    266,610 |     40 |       89.82 % |                 89.59 % | 2 minutes |
+//! | `fashion-lenet` |    431,080 |     10 |       90.53 % |                 90.42 % | 9 minutes |
+//!
+//! The fifth column is the test accuracy without the smaller half of every layer's weights, with no training
+//! after that. Networks that are to be pruned are usually trained with a penalty on large weights, so that
+//! the weights that matter little end up near zero: here by gradient descent with Nesterov's momentum, an L2
+//! penalty, and for `fashion-lenet`, whose first convolution suffers most from pruning, a small L1 penalty
+//! too. The strengths were chosen by the accuracy of pruned and rounded networks on held-out images.
 //!
 //! The matrices are small, so `RAYON_NUM_THREADS=1` is as fast as more threads or faster. Everything random
 //! comes from the seed: the same seed on the same machine gives the same files, bit for bit.
@@ -34,8 +41,8 @@ use std::{
     time::Instant,
 };
 
-use candle_core::{D, DType, Device, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, ops::log_softmax};
+use candle_core::{D, DType, Device, Tensor, Var, backprop::GradStore};
+use candle_nn::loss::cross_entropy;
 use flate2::read::GzDecoder;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -56,7 +63,7 @@ const PIXEL_SCALE: f32 = 1.0 / 256.0;
 /// The last training images are kept apart to watch the progress; the test set is read once, at the end.
 const HELD_OUT: usize = 5_000;
 const BATCH: usize = 64;
-const LABEL_SMOOTHING: f64 = 0.05;
+const MOMENTUM: f64 = 0.9;
 
 /// One step of a network, as `config.json` lists it. Convolutions have stride 1.
 #[derive(Clone, Copy)]
@@ -74,7 +81,9 @@ struct Recipe {
     layers: &'static [Layer],
     epochs: usize,
     learning_rate: f64,
-    weight_decay: f64,
+    /// The loss of a weight `w` is `l2 / 2 · w² + l1 · |w|`; biases have none.
+    l2: f64,
+    l1: f64,
     /// How many pixels a training image may be moved, each way.
     shift: i16,
 }
@@ -91,29 +100,29 @@ const RECIPES: [Recipe; 2] = [
             Layer::Linear { name: "fc3", outputs: CLASSES },
         ],
         epochs: 40,
-        learning_rate: 1e-3,
-        weight_decay: 0.05,
+        learning_rate: 0.05,
+        l2: 5e-4,
+        l1: 0.0,
         shift: 0,
     },
     Recipe {
         name: "fashion-lenet",
         layers: &[
-            Layer::Conv2d { name: "conv1", channels: 6, kernel: 5, padding: 2 },
+            Layer::Conv2d { name: "conv1", channels: 20, kernel: 5, padding: 0 },
             Layer::Relu,
             Layer::MaxPool2d { size: 2 },
-            Layer::Conv2d { name: "conv2", channels: 16, kernel: 5, padding: 0 },
+            Layer::Conv2d { name: "conv2", channels: 50, kernel: 5, padding: 0 },
             Layer::Relu,
             Layer::MaxPool2d { size: 2 },
             Layer::Flatten,
-            Layer::Linear { name: "fc1", outputs: 120 },
+            Layer::Linear { name: "fc1", outputs: 500 },
             Layer::Relu,
-            Layer::Linear { name: "fc2", outputs: 84 },
-            Layer::Relu,
-            Layer::Linear { name: "fc3", outputs: CLASSES },
+            Layer::Linear { name: "fc2", outputs: CLASSES },
         ],
-        epochs: 30,
-        learning_rate: 2e-3,
-        weight_decay: 0.02,
+        epochs: 10,
+        learning_rate: 0.08,
+        l2: 5e-4,
+        l1: 4e-5,
         shift: 1,
     },
 ];
@@ -313,7 +322,7 @@ struct Network {
 }
 
 impl Network {
-    /// Draws the weights (He's uniform distribution); the biases start at zero.
+    /// Draws the weights (Xavier's uniform distribution, as in Caffe); the biases start at zero.
     fn new(layers: &'static [Layer], rng: &mut ChaCha8Rng) -> Result<Self> {
         let mut network = Self { layers, parameters: BTreeMap::new() };
         let (mut channels, mut side) = (1, SIDE);
@@ -337,7 +346,7 @@ impl Network {
 
     fn add(&mut self, name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Result<()> {
         let fan_in: usize = shape[1..].iter().product();
-        let bound = (6.0 / fan_in as f32).sqrt();
+        let bound = (3.0 / fan_in as f32).sqrt();
         let weight = (0..shape[0] * fan_in).map(|_| rng.random_range(-bound..bound)).collect();
         self.parameters.insert(format!("{name}.weight"), Var::from_vec(weight, shape, &Device::Cpu)?);
         self.parameters.insert(format!("{name}.bias"), Var::zeros(shape[0], DType::F32, &Device::Cpu)?);
@@ -434,9 +443,7 @@ fn max_pool2d(x: &Tensor, size: usize) -> candle_core::Result<Tensor> {
 /// Trains a new network for a number of epochs, with a learning rate that falls to zero along a cosine.
 fn train(recipe: &Recipe, epochs: usize, data: &Dataset, rng: &mut ChaCha8Rng) -> Result<Network> {
     let network = Network::new(recipe.layers, rng)?;
-    let variables: Vec<Var> = network.parameters.values().cloned().collect();
-    let settings = ParamsAdamW { weight_decay: recipe.weight_decay, ..ParamsAdamW::default() };
-    let mut optimizer = AdamW::new(variables, settings)?;
+    let mut optimizer = Sgd::new(&network, recipe)?;
 
     let mut order: Vec<usize> = (0..data.training.len()).collect();
     let steps = epochs * order.len().div_ceil(BATCH);
@@ -447,10 +454,10 @@ fn train(recipe: &Recipe, epochs: usize, data: &Dataset, rng: &mut ChaCha8Rng) -
         let mut total = 0.0;
         for rows in order.chunks(BATCH) {
             let batch = data.training.batch(rows, || View::random(rng, recipe.shift))?;
-            let loss = smoothed_cross_entropy(&network.forward(&batch.images)?, &batch.labels)?;
+            let loss = cross_entropy(&network.forward(&batch.images)?, &batch.labels)?;
             let progress = f64::from(step) / steps as f64;
-            optimizer.set_learning_rate(recipe.learning_rate * 0.5 * (1.0 + (PI * progress).cos()));
-            optimizer.backward_step(&loss)?;
+            let learning_rate = recipe.learning_rate * 0.5 * (1.0 + (PI * progress).cos());
+            optimizer.step(&loss.backward()?, learning_rate)?;
             total += f64::from(loss.to_scalar::<f32>()?) * rows.len() as f64;
             step += 1;
         }
@@ -465,11 +472,33 @@ fn train(recipe: &Recipe, epochs: usize, data: &Dataset, rng: &mut ChaCha8Rng) -
     Ok(network)
 }
 
-/// Cross-entropy against labels of which a small share is spread evenly over all classes.
-fn smoothed_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let log = log_softmax(logits, D::Minus1)?;
-    let label = log.gather(&labels.unsqueeze(1)?, 1)?.mean_all()?;
-    Ok(((label * (LABEL_SMOOTHING - 1.0))? - (log.mean_all()? * LABEL_SMOOTHING)?)?)
+/// Gradient descent with Nesterov's momentum.
+struct Sgd {
+    /// The parameters, each with its velocity.
+    parameters: Vec<(Var, Tensor)>,
+    l2: f64,
+    l1: f64,
+}
+
+impl Sgd {
+    fn new(network: &Network, recipe: &Recipe) -> Result<Self> {
+        let parameters = network.parameters.values().map(|var| Ok((var.clone(), var.zeros_like()?)));
+        Ok(Self { parameters: parameters.collect::<Result<_>>()?, l2: recipe.l2, l1: recipe.l1 })
+    }
+
+    fn step(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<()> {
+        for (var, velocity) in &mut self.parameters {
+            let weight = var.as_detached_tensor();
+            let mut gradient = gradients.get(var).ok_or("a parameter has no gradient")?.detach();
+            if weight.rank() > 1 {
+                gradient = ((gradient + (&weight * self.l2)?)? + (weight.sign()? * self.l1)?)?;
+            }
+            *velocity = ((&*velocity * MOMENTUM)? + &gradient)?;
+            let step = ((gradient + (&*velocity * MOMENTUM)?)? * learning_rate)?;
+            var.set(&(weight - step)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// The text of `config.json`: how to run the network, one layer a line.
