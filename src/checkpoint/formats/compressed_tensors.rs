@@ -42,7 +42,8 @@ pub(crate) fn write_config<'a>(
     weights: impl Iterator<Item = (&'a str, TensorClass, &'a Form)>,
     untouched_linear: &[&str],
 ) -> Option<Value> {
-    let mut groups: Vec<(Value, &'static str, Vec<(&str, TensorClass)>)> = Vec::new();
+    type Members<'a> = Vec<(&'a str, TensorClass)>;
+    let mut groups: Vec<(Value, &'static str, Members<'_>)> = Vec::new();
     let mut ignore: Vec<&str> = untouched_linear.to_vec();
     for (module, class, form) in weights {
         let (Some(args), None) = (arguments(form.coding()), why_not(form)) else {
