@@ -461,12 +461,18 @@ fn plan_config(
     checkpoint: &Checkpoint,
     tensors: &[PlannedTensor<'_>],
 ) -> Result<Option<Value>, PipelineError> {
-    let weights = tensors.iter().filter_map(|t| Some((t.entry.module(), described(t)?)));
-    let untouched: Vec<&str> = tensors
+    let weights = tensors.iter().filter_map(|t| Some((t.entry.module(), t.entry.class, described(t)?)));
+    let mut untouched: Vec<&str> = tensors
         .iter()
         .filter(|t| t.entry.class == TensorClass::Linear && described(t).is_none())
         .map(|t| t.entry.module())
         .collect();
+    let has_embedding = tensors.iter().any(|t| t.entry.class == TensorClass::Embedding);
+    let has_head = tensors.iter().any(|t| t.entry.module().rsplit('.').next() == Some("lm_head"));
+    if has_embedding && !has_head {
+        // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
+        untouched.push("re:.*lm_head$");
+    }
     let quantization = compressed_tensors::write_config(weights, &untouched);
     let mut config = checkpoint.config().cloned();
     let foreign =

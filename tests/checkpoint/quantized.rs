@@ -1,10 +1,11 @@
 //! Weights that `quantization_config` in `config.json` describes, as the `compressed-tensors` package writes them.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tersor::{Checkpoint, DType, Precision, StoredTensor, TensorClass};
+use tersor::{Checkpoint, DType, Plan, Precision, Recipe, StoredTensor, TensorClass};
 
 use crate::common::{File, Folder, f32s, i64s, read_all, safetensors, stored};
 use crate::refused;
@@ -569,25 +570,34 @@ fn the_files_own_metadata_wins_over_the_config() {
     assert_eq!(checkpoint.entries()[0].describe(), "int4, channel");
 }
 
-#[test]
-fn activation_ordered_groups_are_refused() {
-    let mut tensors = packed();
-    tensors.push(stored("fc.weight_g_idx", DType::I32, &[3], [0; 12]));
-    let folder = folder(&tensors, &channel(4));
-    let path = folder.path().join("model.safetensors");
-    refused!(folder.open(), Tensor, path, ["`fc.weight`", "g_idx"]);
+/// Targets of the first group and `ignore` in the `config.json` that a recipe writes.
+fn written_targets(tensors: &[&str], recipe: &str) -> Value {
+    let tensors: Vec<_> = tensors.iter().map(|t| stored(t, DType::F32, &[4, 8], f32s(&[0.5; 32]))).collect();
+    let folder = folder(&tensors, &json!({"architectures": ["A"], "model_type": "a"}));
+    let (checkpoint, recipe) = (folder.open().unwrap(), Recipe::from_toml(recipe).unwrap());
+    let elsewhere = Folder::new();
+    let output = elsewhere.path().join("out");
+    Plan::new(&checkpoint, &recipe).unwrap().run(&output, &mut |_| ControlFlow::Continue(())).unwrap();
+    let config = Checkpoint::open(output).unwrap().config().unwrap()["quantization_config"].clone();
+    json!([config["config_groups"]["group_0"]["targets"], config["ignore"]])
 }
 
-/// Before 0.18 a word held ⌊32 / bits⌋ codes: the same stream for 4 bits, another one for 3.
 #[test]
-fn codes_that_an_older_package_laid_out_differently_are_refused() {
-    let open = |bits: u64, version: &str| {
-        let mut config = channel(bits);
-        config["quantization_config"]["version"] = version.into();
-        let folder = folder(&packed(), &config);
-        (folder.open().map(|_| ()), folder.path().join("model.safetensors"))
-    };
-    let (result, path) = open(3, "0.17.1");
-    refused!(result, Tensor, path, ["`fc.weight`", "before 0.18", "3-bit"]);
-    assert!(open(3, "0.18.0").0.is_ok() && open(4, "0.9.4").0.is_ok());
+fn targets_and_ignored_modules_are_those_that_a_loader_looks_for() {
+    let linear = "[[step]]\nquantize = { bits = 8 }";
+    let ignored = format!("ignore = [\"lm_head\"]\n{linear}");
+    let embedding = "[[step]]\nclasses = [\"linear\", \"embedding\"]\nquantize = { bits = 8 }";
+    let only_embedding = "[[step]]\nclasses = [\"embedding\"]\nquantize = { bits = 8 }";
+    let (tied, head) = (["embed.weight", "fc.weight"], ["embed.weight", "fc.weight", "lm_head.weight"]);
+    for (tensors, recipe, expected) in [
+        (&["fc.weight"][..], linear, json!([["Linear"], []])),
+        (&tied, linear, json!([["Linear"], ["re:.*lm_head$"]])),
+        (&head, linear, json!([["Linear"], []])),
+        (&head, &ignored, json!([["Linear"], ["lm_head"]])),
+        (&tied, embedding, json!([["Linear", "embed"], ["re:.*lm_head$"]])),
+        (&head, embedding, json!([["Linear", "embed"], []])),
+        (&head, only_embedding, json!([["embed"], ["fc", "lm_head"]])),
+    ] {
+        assert_eq!(written_targets(tensors, recipe), expected, "{tensors:?}, {recipe}");
+    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::{Checkpoint, CheckpointError};
+use super::super::{Checkpoint, CheckpointError, TensorClass};
 use super::{Found, stored_shape};
 use crate::dtype::{DType, FloatType, Precision};
 use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind};
@@ -36,15 +36,16 @@ pub(crate) fn why_not(form: &Form) -> Option<String> {
     None
 }
 
-/// The `quantization_config` for some weights (module name and form), given the linear modules that stay as they are;
-/// `None` when no weight has a form that the format knows.
+/// The `quantization_config` for some weights (module name, class and form), given the linear modules that stay as they
+/// are; `None` when no weight has a form that the format knows.
 pub(crate) fn write_config<'a>(
-    weights: impl Iterator<Item = (&'a str, &'a Form)>,
+    weights: impl Iterator<Item = (&'a str, TensorClass, &'a Form)>,
     untouched_linear: &[&str],
 ) -> Option<Value> {
-    let mut groups: Vec<(Value, &'static str, Vec<&str>)> = Vec::new();
+    type Members<'a> = Vec<(&'a str, TensorClass)>;
+    let mut groups: Vec<(Value, &'static str, Members<'_>)> = Vec::new();
     let mut ignore: Vec<&str> = untouched_linear.to_vec();
-    for (module, form) in weights {
+    for (module, class, form) in weights {
         let (Some(args), None) = (arguments(form.coding()), why_not(form)) else {
             ignore.push(module);
             continue;
@@ -52,8 +53,8 @@ pub(crate) fn write_config<'a>(
         let format =
             if matches!(form.coding(), Coding::F8E4M3 { .. }) { "float-quantized" } else { "pack-quantized" };
         match groups.iter_mut().find(|(a, f, _)| *a == args && *f == format) {
-            Some((_, _, modules)) => modules.push(module),
-            None => groups.push((args, format, vec![module])),
+            Some((_, _, modules)) => modules.push((module, class)),
+            None => groups.push((args, format, vec![(module, class)])),
         }
     }
     // an output layer that shares the embedding's weight has no tensor of its own, but is a linear module all the same
@@ -72,7 +73,10 @@ pub(crate) fn write_config<'a>(
         .enumerate()
         .map(|(i, (weights, format, modules))| {
             // one scheme for all is what every loader knows best: by class, with exceptions
-            let targets = if single { json!(["Linear"]) } else { json!(modules) };
+            let (linear, others): (Vec<_>, Vec<_>) =
+                modules.into_iter().partition(|(_, class)| single && *class == TensorClass::Linear);
+            let class = (!linear.is_empty()).then_some("Linear");
+            let targets: Vec<&str> = class.into_iter().chain(others.into_iter().map(|(m, _)| m)).collect();
             let group = json!({
                 "targets": targets,
                 "weights": weights,
