@@ -375,10 +375,31 @@ fn plan_tensor<'a>(
             reason: format!("{reason}; {}", advice(checkpoint, recipe, &form)),
         });
     }
+    if format == OutputFormat::CompressedTensors
+        && form.coding().granularity().is_some()
+        && is_transposed(checkpoint, entry)
+    {
+        return Err(PipelineError::Format {
+            path: checkpoint.path().to_path_buf(),
+            tensor: entry.name.clone(),
+            form: form.to_string(),
+            reason: "transformers keeps this layer as a transposed `Conv1D`, which it does not load quantized; ignore \
+                     it, or choose the format `tersor`, which only tersor reads"
+                .into(),
+        });
+    }
     let specs = formats::specs(&entry.name, &form);
     let quantize = quantize.map(|(_, method)| method);
     let action = PlannedAction::Compress(Job { mask, prune, quantize, form, precision });
     Ok(PlannedTensor { entry, action, reason, specs })
+}
+
+/// Whether a weight is one of the `[in_features, out_features]` ones of the first GPT models.
+fn is_transposed(checkpoint: &Checkpoint, entry: &Entry) -> bool {
+    let model_type = checkpoint.config().and_then(|c| c.get("model_type")).and_then(Value::as_str);
+    let layer = entry.module().rsplit('.').next();
+    matches!(model_type, Some("gpt2" | "openai-gpt"))
+        && matches!(layer, Some("c_attn" | "q_attn" | "c_proj" | "c_fc"))
 }
 
 /// What to do about a form that the format cannot hold.
@@ -467,11 +488,14 @@ fn plan_config(
         .filter(|t| t.entry.class == TensorClass::Linear && described(t).is_none())
         .map(|t| t.entry.module())
         .collect();
+    // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
     let has_embedding = tensors.iter().any(|t| t.entry.class == TensorClass::Embedding);
-    let has_head = tensors.iter().any(|t| t.entry.module().rsplit('.').next() == Some("lm_head"));
-    if has_embedding && !has_head {
-        // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
-        untouched.push("re:.*lm_head$");
+    for (head, pattern) in
+        [("lm_head", "re:.*lm_head$"), ("predictions.decoder", r"re:.*predictions\.decoder$")]
+    {
+        if has_embedding && !tensors.iter().any(|t| t.entry.module().ends_with(head)) {
+            untouched.push(pattern);
+        }
     }
     let quantization = compressed_tensors::write_config(weights, &untouched);
     let mut config = checkpoint.config().cloned();

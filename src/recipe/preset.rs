@@ -10,6 +10,9 @@ use crate::weight::{Bits, Granularity, NofM};
 /// Group size of integer presets of fewer than 8 bits, as in `compressed-tensors`' own W4A16.
 const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
+/// What presets leave alone: the output layer, whose errors are the output's, and the small layers that choose experts.
+const USUAL_IGNORE: [&str; 4] = ["*lm_head", "*.gate", "*.shared_expert_gate", "*.router"];
+
 /// Presets by name, and what they do.
 const PRESETS: [(&str, &str); 13] = [
     ("fp16", "every float tensor to f16"),
@@ -46,7 +49,8 @@ pub struct PresetOptions {
 impl Recipe {
     /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes.
     ///
-    /// Presets name linear and convolution weights, and leave an `lm_head` as it is; `fp16` and `bf16` convert every float
+    /// Presets name linear and convolution weights, and leave an output layer called `lm_head` and the routers of experts
+    /// (`gate`, `router`) as they are; `fp16` and `bf16` convert every float
     /// tensor.
     ///
     /// ```
@@ -85,7 +89,7 @@ impl Recipe {
                 return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
             };
             if !all && recipe.usual_ignore.is_empty() {
-                recipe.usual_ignore.push(Pattern::new("lm_head")?);
+                recipe.usual_ignore = USUAL_IGNORE.into_iter().map(Pattern::new).collect::<Result<_, _>>()?;
             }
             recipe.steps.push(step);
         }

@@ -57,11 +57,6 @@ pub(crate) fn write_config<'a>(
             None => groups.push((args, format, vec![(module, class)])),
         }
     }
-    // an output layer that shares the embedding's weight has no tensor of its own, but is a linear module all the same
-    let quantized = groups.iter().flat_map(|(_, _, modules)| modules);
-    if !quantized.chain(&ignore).any(|module| *module == "lm_head") {
-        ignore.push("lm_head");
-    }
     let format = match groups.as_slice() {
         [] => return None,
         [(_, first, _), rest @ ..] if rest.iter().all(|(_, f, _)| f == first) => *first,
