@@ -112,10 +112,11 @@ impl PlannedTensor<'_> {
             PlannedAction::Copy => 0,
             PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
             // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
-            // stored bytes), and the result dequantized for its error
+            // stored bytes), the result dequantized for its error, and scale and zero point of every tile
             PlannedAction::Compress(job) => {
                 let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
-                4 * n + pruned + 5 * n + 2 * job.form.bytes().total()
+                let tiles = job.form.grid().map_or(0, |grid| 8 * grid.len() as u64);
+                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total()
             }
         }
     }
@@ -239,10 +240,11 @@ fn check_matches(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipelin
                 .filter(|(_, n)| *n > 0)
                 .map(|(class, n)| format!("{n} {class}"))
                 .collect();
-            return nothing(
-                format!("step {} of the recipe", i + 1),
-                format!(" (there are: {})", counts.join(", ")),
-            );
+            let hint = match counts.as_slice() {
+                [] => " (there are none)".into(),
+                counts => format!(" (there are: {})", counts.join(", ")),
+            };
+            return nothing(format!("step {} of the recipe", i + 1), hint);
         }
     }
     Ok(())
@@ -392,7 +394,12 @@ fn advice(form: &Form) -> String {
                 .take(3)
                 .map(|d| d.to_string())
                 .collect();
-            format!("choose a group size that divides {} ({}), {other}", form.cols(), divisors.join(", "))
+            match divisors.as_slice() {
+                [] => format!("no smaller group size divides {}: {other}", form.cols()),
+                some => {
+                    format!("choose a group size that divides {} ({}), {other}", form.cols(), some.join(", "))
+                }
+            }
         }
         _ => other.to_owned(),
     }

@@ -39,7 +39,9 @@ impl Scales {
         mut scales: Vec<f32>,
         zero_points: Option<Vec<i8>>,
     ) -> Result<Self, WeightError> {
-        scales.iter_mut().for_each(|s| *s = precision.round(*s));
+        for scale in &mut scales {
+            *scale = precision.round(*scale);
+        }
         if let Some(index) = scales.iter().position(|s| !s.is_finite() || *s < 0.0) {
             return Err(WeightError::Scale { index, value: scales[index] });
         }
