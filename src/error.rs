@@ -14,13 +14,13 @@ pub struct NonFinite {
 
 /// Writes an error and its causes as one line: `outer: cause: cause of the cause`.
 ///
-/// A cause that the outer message already ends with is not repeated.
+/// A cause that the outer message already holds is not repeated.
 pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let text = inner.to_string();
-        if !line.ends_with(&text) {
+        if !line.contains(&text) {
             line.push_str(": ");
             line.push_str(&text);
         }

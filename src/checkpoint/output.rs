@@ -16,7 +16,20 @@ pub(crate) const MANIFEST: &str = "tersor.json";
 pub(crate) struct OutputFolder {
     target: PathBuf,
     parent: PathBuf,
+    // removed in this order, unless the folder is finished
     temporary: TempDir,
+    created: CreatedFolders,
+}
+
+/// Folders that were made for the output, outermost first; removed when dropped, as far as they are empty.
+struct CreatedFolders(Vec<PathBuf>);
+
+impl Drop for CreatedFolders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            fs::remove_dir(folder).ok();
+        }
+    }
 }
 
 impl OutputFolder {
@@ -27,25 +40,18 @@ impl OutputFolder {
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             return Err(CheckpointError::OutputExists { path: target.to_path_buf() });
         };
-        let created = missing_ancestors(parent);
+        let created = CreatedFolders(missing_ancestors(parent));
         fs::create_dir_all(parent).map_err(CheckpointError::io(parent, "create"))?;
-        let undo = |error| {
-            for folder in created.iter().rev() {
-                fs::remove_dir(folder).ok();
-            }
-            error
-        };
         if let Some(free) = free_bytes(parent)
             && free < needed
         {
-            return Err(undo(CheckpointError::DiskFull { path: target.to_path_buf(), needed, free }));
+            return Err(CheckpointError::DiskFull { path: target.to_path_buf(), needed, free });
         }
         let temporary = tempfile::Builder::new()
             .prefix(&format!(".{}.partial-", name.to_string_lossy()))
             .tempdir_in(parent)
-            .map_err(CheckpointError::io(parent, "create a folder in"))
-            .map_err(undo)?;
-        Ok(Self { target: absolute.clone(), parent: parent.to_path_buf(), temporary })
+            .map_err(CheckpointError::io(parent, "create a folder in"))?;
+        Ok(Self { target: absolute.clone(), parent: parent.to_path_buf(), temporary, created })
     }
 
     /// Checks that `target` does not exist and does not lie in `input`.
@@ -83,7 +89,7 @@ impl OutputFolder {
     }
 
     /// Gives the folder its name.
-    pub(crate) fn finish(self) -> Result<PathBuf, CheckpointError> {
+    pub(crate) fn finish(mut self) -> Result<PathBuf, CheckpointError> {
         sync_folder(self.path())?;
         // a rename would replace an empty folder that appeared meanwhile; that is not ours to replace
         if fs::symlink_metadata(&self.target).is_ok() {
@@ -91,6 +97,7 @@ impl OutputFolder {
         }
         set_default_permissions(self.path());
         fs::rename(self.path(), &self.target).map_err(CheckpointError::io(&self.target, "rename to"))?;
+        self.created.0.clear();
         sync_folder(&self.parent)?;
         // nothing is left under the temporary name
         let _ = self.temporary.keep();

@@ -10,6 +10,7 @@ mod output;
 mod plan;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -46,14 +47,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Different) => ExitCode::from(DIFFERENT),
         Err(error) => {
-            // someone closed the pipe that we print to: they have seen enough
-            if error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-            {
-                return ExitCode::SUCCESS;
-            }
-            eprintln!("error: {}", tersor::one_line(error.as_ref()));
+            // `eprintln!` would panic when nobody reads
+            writeln!(std::io::stderr(), "error: {}", tersor::one_line(error.as_ref())).ok();
             let stopped = matches!(error.downcast_ref(), Some(tersor::PipelineError::Stopped));
             ExitCode::from(if stopped { STOPPED } else { FAILED })
         }

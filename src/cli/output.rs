@@ -35,7 +35,8 @@ impl Output {
         Self { style, quiet: common.quiet }
     }
 
-    /// Prints the value as JSON, or the table in the style asked for; `summary` follows it for readers.
+    /// Prints the value as JSON, or the table in the style asked for; `summary` follows it for readers. Someone who closes
+    /// the pipe that is printed to has seen enough.
     pub(super) fn print(&self, value: &impl Serialize, table: &Table, summary: &str) -> Result<(), Failure> {
         let mut text = match self.style {
             Style::Json => serde_json::to_string_pretty(value)?,
@@ -47,15 +48,19 @@ impl Output {
             text.push('\n');
         }
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()?;
-        Ok(())
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                Err(format!("standard output: cannot write: {e}").into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A remark on stderr.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            // `eprintln!` would panic when nobody reads
+            writeln!(io::stderr(), "{text}").ok();
         }
     }
 

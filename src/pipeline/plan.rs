@@ -112,10 +112,11 @@ impl PlannedTensor<'_> {
             PlannedAction::Copy => 0,
             PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
             // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
-            // stored bytes), and the result dequantized for its error
+            // stored bytes), the result dequantized for its error, and scale and zero point of every tile
             PlannedAction::Compress(job) => {
                 let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
-                4 * n + pruned + 5 * n + 2 * job.form.bytes().total()
+                let tiles = job.form.grid().map_or(0, |grid| 8 * grid.len() as u64);
+                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total()
             }
         }
     }
@@ -239,10 +240,11 @@ fn check_matches(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipelin
                 .filter(|(_, n)| *n > 0)
                 .map(|(class, n)| format!("{n} {class}"))
                 .collect();
-            return nothing(
-                format!("step {} of the recipe", i + 1),
-                format!(" (there are: {})", counts.join(", ")),
-            );
+            let hint = match counts.as_slice() {
+                [] => " (there are none)".into(),
+                counts => format!(" (there are: {})", counts.join(", ")),
+            };
+            return nothing(format!("step {} of the recipe", i + 1), hint);
         }
     }
     Ok(())
@@ -405,21 +407,23 @@ fn is_transposed(checkpoint: &Checkpoint, entry: &Entry) -> bool {
 /// What to do about a form that the format cannot hold.
 fn advice(checkpoint: &Checkpoint, recipe: &Recipe, form: &Form) -> String {
     let other = "ignore this tensor, or choose the format `tersor`, which only tersor reads";
-    let Some(Granularity::Group(size)) = form.coding().granularity().filter(|_| form.is_ragged()) else {
-        return other.to_owned();
-    };
-    // a size that serves every layer in groups, not only this one
-    let grouped = checkpoint.entries().iter().filter(|e| {
-        let decision = recipe.decide(&e.name, e.class);
-        let Ok(Decision::Apply { quantize: Some((_, method)), .. }) = decision else { return false };
-        let granularity = method.coding(Coding::Float(Precision::F32)).granularity();
-        compressible(e).is_ok() && matches!(granularity, Some(Granularity::Group(_)))
-    });
-    let common = grouped.fold(form.cols(), |common, e| gcd(common, e.shape.iter().skip(1).product()));
-    let sizes = (2..=size.get()).rev().filter(|d| common.is_multiple_of(*d)).take(3);
-    let sizes: Vec<String> = sizes.map(|d| d.to_string()).collect();
-    if sizes.is_empty() {
-        return other.to_owned();
+    match form.coding().granularity() {
+        Some(Granularity::Group(size)) if form.is_ragged() => {
+            // the largest sizes that divide, from just below the one asked for
+            let divisors: Vec<String> = (2..=size.get())
+                .rev()
+                .filter(|d| form.cols().is_multiple_of(*d))
+                .take(3)
+                .map(|d| d.to_string())
+                .collect();
+            match divisors.as_slice() {
+                [] => format!("no smaller group size divides {}: {other}", form.cols()),
+                some => {
+                    format!("choose a group size that divides {} ({}), {other}", form.cols(), some.join(", "))
+                }
+            }
+        }
+        _ => other.to_owned(),
     }
     format!("choose a group size that divides the columns of every layer ({}), {other}", sizes.join(", "))
 }

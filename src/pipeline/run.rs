@@ -45,6 +45,8 @@ pub struct LayerReport {
     pub bytes_before: u64,
     /// Bytes of its tensors in the output.
     pub bytes_after: u64,
+    /// Whether weights were pruned, in whatever layout what is left is stored.
+    pub pruned: bool,
     /// Fraction of weights that are not stored.
     pub sparsity: f64,
     /// Values that were beyond the target's largest and were clamped.
@@ -169,6 +171,7 @@ impl Plan<'_> {
                     after: weight.form().to_string(),
                     bytes_before: tensor.entry.bytes,
                     bytes_after: tensor.bytes(),
+                    pruned: !matches!(job.mask, MaskPlan::KeepAll),
                     sparsity: 1.0 - kept,
                     clamped,
                     errors: WeightErrors::between(&values, compressed.as_slice().unwrap_or_default()),

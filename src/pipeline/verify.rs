@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::PipelineError;
-use crate::checkpoint::{Checkpoint, Entry, Stored};
+use crate::checkpoint::{Checkpoint, CheckpointError, Entry, MANIFEST, Stored};
 use crate::evaluate::WeightErrors;
 use crate::kernels::reduce;
 use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid};
@@ -63,10 +65,11 @@ pub fn verify(
 ) -> Result<Verification, PipelineError> {
     let original = Checkpoint::open(source.as_ref())?;
     let compressed = Checkpoint::open(output.as_ref())?;
+    let pruned = pruned_layers(output.as_ref())?;
     let mut checks = Vec::new();
     for entry in original.entries() {
         checks.push(match compressed.entry(&entry.name) {
-            Ok(other) => check(&original, &compressed, entry, other, options)?,
+            Ok(other) => check(&original, &compressed, entry, other, pruned.contains(&entry.name), options)?,
             Err(_) => failed(&entry.name, "", "it is missing from the output".into()),
         });
     }
@@ -76,6 +79,18 @@ pub fn verify(
         }
     }
     Ok(Verification { source: source.as_ref().into(), output: output.as_ref().into(), checks })
+}
+
+/// The tensors that were pruned, by the manifest of a folder that tersor wrote: where zeros are stored like other values,
+/// nothing else tells them from a fault.
+fn pruned_layers(output: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let path = output.join(MANIFEST);
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(BTreeSet::new()) };
+    let manifest: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| CheckpointError::config(&path, format!("is not JSON: {e}")))?;
+    let layers = manifest.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let pruned = layers.iter().filter(|l| l.get("pruned").and_then(Value::as_bool) == Some(true));
+    Ok(pruned.filter_map(|l| Some(l.get("name")?.as_str()?.to_owned())).collect())
 }
 
 fn failed(name: &str, form: &str, failure: String) -> Check {
@@ -93,6 +108,7 @@ fn check(
     compressed: &Checkpoint,
     before: &Entry,
     after: &Entry,
+    pruned: bool,
     options: VerifyOptions,
 ) -> Result<Check, PipelineError> {
     let form = after.describe();
@@ -105,11 +121,12 @@ fn check(
     {
         let same = original.tensor(&before.name)?.bytes == compressed.tensor(&before.name)?.bytes;
         let (relative_error, bound) = (0.0, 0.0);
-        return if same {
-            Ok(Check { name: before.name.clone(), form, failure: None, relative_error, bound })
-        } else {
-            fail("it was to be copied, but its bytes differ".into())
-        };
+        if same {
+            return Ok(Check { name: before.name.clone(), form, failure: None, relative_error, bound });
+        }
+        if !pruned {
+            return fail("it was to be copied, but its bytes differ".into());
+        }
     }
     if before.precision().is_none() || after.precision().is_none() {
         return fail(format!("{} became {form}", before.describe()));
@@ -122,7 +139,7 @@ fn check(
         return fail(format!("it holds {found}"));
     }
     let errors = WeightErrors::between(&values, dense);
-    let bound = options.max_relative_error.unwrap_or_else(|| bound(&values, &weight));
+    let bound = options.max_relative_error.unwrap_or_else(|| bound(&values, &weight, pruned));
     let within = errors.relative <= bound;
     Ok(Check {
         name: before.name.clone(),
@@ -133,13 +150,16 @@ fn check(
     })
 }
 
-/// The largest relative error that rounding to nearest explains.
-fn bound(values: &[f32], weight: &CompressedWeight) -> f64 {
+/// The largest relative error that rounding to nearest explains, and pruning if the weight was `pruned`.
+fn bound(values: &[f32], weight: &CompressedWeight, pruned: bool) -> f64 {
     let cols = weight.cols().max(1);
     let mask = weight.mask();
-    let kept = |i: usize| mask.as_ref().is_none_or(|m| m.keeps(i / cols, i % cols));
     let dense = weight.dequantize();
     let dense: &[f32] = dense.as_slice().unwrap_or_default();
+    let kept = |i: usize| match &mask {
+        Some(mask) => mask.keeps(i / cols, i % cols),
+        None => !(pruned && dense[i] == 0.0),
+    };
     let (mut allowed, mut norm) = (0.0f64, 0.0f64);
     let steps = weight.form().grid().map(|grid| (grid, tile_steps(values, weight, grid, kept)));
     for (i, x) in values.iter().map(|x| f64::from(*x)).enumerate() {

@@ -1,4 +1,24 @@
-//! Recipes in TOML, as the documentation of the room describes them.
+//! Recipes in TOML.
+//!
+//! ```toml
+//! format = "compressed-tensors"       # or "tersor"; by default judged from the source
+//! ignore = ["lm_head", "re:.*router"] # patterns, each of which must name a tensor
+//!
+//! [[step]]                            # steps in order; of those that name a tensor the last of a kind wins
+//! classes = ["linear"]                # linear, conv, embedding, norm, bias, other; by default linear and conv
+//! names = ["model.layers.*"]          # by default all
+//! prune = { method = "magnitude", sparsity = 0.5, scope = "layer" }
+//!
+//! [[step]]
+//! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
+//! ```
+//!
+//! `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`); `n:m` with `pattern = "2:4"`; `rows`
+//! or `columns` with `sparsity`. `layout` is `smallest`, `dense`, `bitmask`, `rows` or, for that method, `n:m`.
+//!
+//! `quantize`: `type` is `int` with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow` (`refuse`,
+//! `clamp`). Codes have a `strategy`: `tensor`, `channel`, `group` with `group_size`, `block` with `block = [rows, cols]`;
+//! and an `observer`: `min_max`, `abs_max`, `percentile` with `percentile`, `mse`, `entropy`.
 
 use std::num::NonZeroUsize;
 
@@ -112,6 +132,15 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
     let sparsity =
         || Ok::<_, RecipeError>(Sparsity::new(fields.required("sparsity", fields.number("sparsity")?)?)?);
     let method = fields.required("method", fields.string("method")?)?;
+    match method {
+        "magnitude" => fields.only(&["method", "sparsity", "scope", "layout"])?,
+        "n:m" => fields.only(&["method", "pattern", "layout"])?,
+        "rows" | "columns" => fields.only(&["method", "sparsity", "layout"])?,
+        name => {
+            let valid = ["magnitude", "n:m", "rows", "columns"];
+            return Err(RecipeError::unknown_name("pruning method", name, &valid));
+        }
+    }
     let pattern = match fields.string("pattern")? {
         Some(text) => {
             let (n, m) = text.split_once(':').unwrap_or((text, ""));
@@ -124,7 +153,12 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
         Some("dense") => LayoutChoice::Fixed(LayoutKind::Dense),
         Some("bitmask") => LayoutChoice::Fixed(LayoutKind::Bitmask),
         Some("rows") => LayoutChoice::Fixed(LayoutKind::CompressedRows),
-        Some("n:m") => LayoutChoice::Fixed(LayoutKind::NofM(fields.required("pattern", pattern)?)),
+        Some("n:m") if method == "n:m" => {
+            LayoutChoice::Fixed(LayoutKind::NofM(fields.required("pattern", pattern)?))
+        }
+        Some("n:m") => {
+            return Err(RecipeError::value(fields.key("layout"), "`n:m` belongs to the method `n:m`"));
+        }
         Some(name) => {
             let valid = ["smallest", "dense", "bitmask", "rows", "n:m"];
             return Err(RecipeError::unknown_name("layout", name, &valid));
@@ -138,11 +172,7 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
         },
         "n:m" => Selection::Layer(Magnitude::NofM(fields.required("pattern", pattern)?)),
         "rows" => Selection::Structured(Structured::new(Axis::Rows, sparsity()?)),
-        "columns" => Selection::Structured(Structured::new(Axis::Cols, sparsity()?)),
-        name => {
-            let valid = ["magnitude", "n:m", "rows", "columns"];
-            return Err(RecipeError::unknown_name("pruning method", name, &valid));
-        }
+        _ => Selection::Structured(Structured::new(Axis::Cols, sparsity()?)),
     };
     Ok(Prune { selection, layout })
 }

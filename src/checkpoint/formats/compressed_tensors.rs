@@ -129,8 +129,7 @@ fn arguments(coding: Coding) -> Option<Value> {
 /// The parts of a `quantization_config` that say how weights are stored.
 pub(crate) struct QuantizationConfig {
     groups: Vec<Group>,
-    /// Whether codes never straddle two words, as before version 0.18: that differs for 3, 5, 6 and 7 bits.
-    pads_words: bool,
+    ignore: Vec<Target>,
 }
 
 struct Group {
@@ -175,8 +174,23 @@ impl QuantizationConfig {
                 Some(read().map_err(|reason| bad(format!("{name}: {reason}"))))
             })
             .collect::<Result<_, _>>()?;
-        let version = quantization.get("version").and_then(Value::as_str).unwrap_or_default();
-        Ok(Some(Self { groups, pads_words: is_before_0_18(version) }))
+        let ignore = match quantization.get("ignore").filter(|i| !i.is_null()) {
+            Some(names) => {
+                let names = names.as_array().ok_or_else(|| bad("`ignore` is no list".into()))?;
+                read_names(names).map_err(|reason| bad(format!("`ignore`: {reason}")))?
+            }
+            None => Vec::new(),
+        };
+        Ok(Some(Self { groups, ignore }))
+    }
+
+    /// Whether a module is named as one that stays as it is.
+    fn ignores(&self, module: &str) -> bool {
+        self.ignore.iter().any(|target| match target {
+            Target::Module(name) => name == module,
+            Target::Pattern(pattern) => pattern.is_match(module),
+            Target::Class => false,
+        })
     }
 
     /// The arguments for a module: those of the group that names it, else of one whose pattern fits, else of one
@@ -202,8 +216,11 @@ fn is_before_0_18(version: &str) -> bool {
 }
 
 fn read_targets(group: &Value) -> Result<Vec<Target>, String> {
-    let targets = group.get("targets").and_then(Value::as_array).ok_or("has no list of `targets`")?;
-    targets
+    read_names(group.get("targets").and_then(Value::as_array).ok_or("has no list of `targets`")?)
+}
+
+fn read_names(names: &[Value]) -> Result<Vec<Target>, String> {
+    names
         .iter()
         .map(|target| {
             let target = target.as_str().ok_or_else(|| format!("target {target} is no string"))?;
@@ -335,6 +352,9 @@ pub(super) fn find_form(
         }
         // a float beside something that merely is called a scale
         (dtype, None) if FloatType::of(dtype).is_some() => return Ok(None),
+        (dtype, Some(_)) if FloatType::of(dtype).is_some() && config.is_some_and(|c| c.ignores(module)) => {
+            return Ok(None);
+        }
         (dtype, None) => {
             let reason =
                 format!("is quantized ({dtype:?}), but config.json has no quantization_config that says how");

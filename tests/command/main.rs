@@ -1,0 +1,15 @@
+//! The `tersor` command, run as a user runs it.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/models.rs"]
+mod models;
+mod run;
+
+mod bytes;
+mod interrupted;
+mod networks;
+mod output;
+mod recipes;
+mod refused;
+mod styles;
