@@ -119,10 +119,10 @@ const RECIPES: [Recipe; 2] = [
             Layer::Relu,
             Layer::Linear { name: "fc2", outputs: CLASSES },
         ],
-        epochs: 10,
+        epochs: 16,
         learning_rate: 0.08,
         l2: 5e-4,
-        l1: 4e-5,
+        l1: 2.5e-5,
         shift: 1,
     },
 ];

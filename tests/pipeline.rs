@@ -489,3 +489,18 @@ fn verify_finds_errors_beyond_the_bound() {
     assert_eq!((errors(&int8, Some(0.02)), errors(&int3, Some(0.02))), (0, 2));
     assert_eq!((errors(&int8, Some(0.0)), errors(&int3, Some(f64::INFINITY))), (2, 0));
 }
+
+/// Two runs, one that prunes and one that quantizes, end where one run with both steps ends.
+#[test]
+fn quantizing_a_pruned_checkpoint_keeps_it_pruned() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/fashion-mlp");
+    let (_first, pruned, _) = run(Path::new(source), &preset("2:4")).unwrap();
+    let (_second, twice, _) = run(&pruned, &preset("int8")).unwrap();
+    let (_third, once, _) = run(Path::new(source), &preset("2:4+int8")).unwrap();
+    let (twice, once) = (Checkpoint::open(twice).unwrap(), Checkpoint::open(once).unwrap());
+    for name in ["fc1.weight", "fc2.weight", "fc3.weight"] {
+        let weight = twice.weight(name).unwrap();
+        assert_eq!(weight.form().to_string(), "2:4 × int8, channel");
+        assert_eq!(weight, once.weight(name).unwrap());
+    }
+}

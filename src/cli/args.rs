@@ -17,7 +17,7 @@ const STYLES: Styles = Styles::styled()
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    failed; one line on stderr says why, and nothing was written
+  1    failed; one line on stderr says why, and no half-written output is left
   2    the command line is wrong
   3    verify found differences
   130  stopped by Ctrl-C; nothing was written";

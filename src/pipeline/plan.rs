@@ -47,6 +47,8 @@ pub struct Job<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum MaskPlan {
     KeepAll,
+    /// What an earlier run pruned stays pruned.
+    OfSource,
     Magnitude(Magnitude),
     Structured(Structured),
     /// The part of a threshold that several tensors share.
@@ -334,7 +336,12 @@ fn plan_tensor<'a>(
     };
     let prune = prune.map(|(_, prune)| prune);
     let (mask, kept) = match prune.map(|p| p.selection) {
-        None => (MaskPlan::KeepAll, rows * cols),
+        None => match &entry.stored {
+            Stored::Compressed(form) if form.layout() != LayoutKind::Dense => {
+                (MaskPlan::OfSource, form.kept())
+            }
+            _ => (MaskPlan::KeepAll, rows * cols),
+        },
         Some(Selection::Layer(magnitude)) => (MaskPlan::Magnitude(magnitude), magnitude.kept(rows, cols)),
         Some(Selection::Structured(structured)) => {
             (MaskPlan::Structured(structured), structured.kept(rows, cols))
@@ -346,7 +353,11 @@ fn plan_tensor<'a>(
     };
     let dense = form_of(LayoutKind::Dense, rows * cols)?;
     let form = match prune.map(|p| p.layout) {
-        None | Some(LayoutChoice::Fixed(LayoutKind::Dense)) => dense,
+        None => match &entry.stored {
+            Stored::Compressed(before) => form_of(before.layout(), kept)?,
+            Stored::Plain(_) => dense,
+        },
+        Some(LayoutChoice::Fixed(LayoutKind::Dense)) => dense,
         Some(LayoutChoice::Fixed(layout)) => form_of(layout, kept)?,
         Some(LayoutChoice::Smallest) => {
             let mut smallest = dense;
@@ -407,23 +418,21 @@ fn is_transposed(checkpoint: &Checkpoint, entry: &Entry) -> bool {
 /// What to do about a form that the format cannot hold.
 fn advice(checkpoint: &Checkpoint, recipe: &Recipe, form: &Form) -> String {
     let other = "ignore this tensor, or choose the format `tersor`, which only tersor reads";
-    match form.coding().granularity() {
-        Some(Granularity::Group(size)) if form.is_ragged() => {
-            // the largest sizes that divide, from just below the one asked for
-            let divisors: Vec<String> = (2..=size.get())
-                .rev()
-                .filter(|d| form.cols().is_multiple_of(*d))
-                .take(3)
-                .map(|d| d.to_string())
-                .collect();
-            match divisors.as_slice() {
-                [] => format!("no smaller group size divides {}: {other}", form.cols()),
-                some => {
-                    format!("choose a group size that divides {} ({}), {other}", form.cols(), some.join(", "))
-                }
-            }
-        }
-        _ => other.to_owned(),
+    let Some(Granularity::Group(size)) = form.coding().granularity().filter(|_| form.is_ragged()) else {
+        return other.to_owned();
+    };
+    // a size that serves every layer in groups, not only this one
+    let grouped = checkpoint.entries().iter().filter(|e| {
+        let decision = recipe.decide(&e.name, e.class);
+        let Ok(Decision::Apply { quantize: Some((_, method)), .. }) = decision else { return false };
+        let granularity = method.coding(Coding::Float(Precision::F32)).granularity();
+        compressible(e).is_ok() && matches!(granularity, Some(Granularity::Group(_)))
+    });
+    let common = grouped.fold(form.cols(), |common, e| gcd(common, e.shape.iter().skip(1).product()));
+    let sizes = (2..=size.get()).rev().filter(|d| common.is_multiple_of(*d)).take(3);
+    let sizes: Vec<String> = sizes.map(|d| d.to_string()).collect();
+    if sizes.is_empty() {
+        return format!("no smaller group size divides the columns of every layer: {other}");
     }
     format!("choose a group size that divides the columns of every layer ({}), {other}", sizes.join(", "))
 }
@@ -494,12 +503,12 @@ fn plan_config(
         .collect();
     // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
     let has_embedding = tensors.iter().any(|t| t.entry.class == TensorClass::Embedding);
-    for (head, pattern) in
-        [("lm_head", "re:.*lm_head$"), ("predictions.decoder", r"re:.*predictions\.decoder$")]
-    {
-        if has_embedding && !tensors.iter().any(|t| t.entry.module().ends_with(head)) {
-            untouched.push(pattern);
-        }
+    let has = |part: &str| tensors.iter().any(|t| t.entry.module().contains(part));
+    if has_embedding && !has("lm_head") {
+        untouched.push("re:.*lm_head$");
+    }
+    if has_embedding && has("cls.predictions.") && !has("cls.predictions.decoder") {
+        untouched.push(r"re:.*cls\.predictions\.decoder$");
     }
     let quantization = compressed_tensors::write_config(weights, &untouched);
     let mut config = checkpoint.config().cloned();

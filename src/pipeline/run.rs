@@ -192,6 +192,7 @@ impl Plan<'_> {
         layer.check().map_err(error())?;
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
+            MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask().map(Ok),
             MaskPlan::Magnitude(magnitude) => Some(magnitude.mask(&layer)),
             MaskPlan::Structured(structured) => Some(structured.mask(&layer)),
             MaskPlan::Threshold(mut threshold) => {

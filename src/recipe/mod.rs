@@ -32,7 +32,8 @@
 //! ```
 //!
 //! * `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`), `n:m` with `pattern = "2:4"`, or `rows`
-//!   or `columns` with `sparsity`. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or `n:m`.
+//!   or `columns` with `sparsity`. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, for that
+//!   method, `n:m`.
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,

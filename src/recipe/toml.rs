@@ -1,24 +1,4 @@
-//! Recipes in TOML.
-//!
-//! ```toml
-//! format = "compressed-tensors"       # or "tersor"; by default judged from the source
-//! ignore = ["lm_head", "re:.*router"] # patterns, each of which must name a tensor
-//!
-//! [[step]]                            # steps in order; of those that name a tensor the last of a kind wins
-//! classes = ["linear"]                # linear, conv, embedding, norm, bias, other; by default linear and conv
-//! names = ["model.layers.*"]          # by default all
-//! prune = { method = "magnitude", sparsity = 0.5, scope = "layer" }
-//!
-//! [[step]]
-//! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
-//! ```
-//!
-//! `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`); `n:m` with `pattern = "2:4"`; `rows`
-//! or `columns` with `sparsity`. `layout` is `smallest`, `dense`, `bitmask`, `rows` or, for that method, `n:m`.
-//!
-//! `quantize`: `type` is `int` with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow` (`refuse`,
-//! `clamp`). Codes have a `strategy`: `tensor`, `channel`, `group` with `group_size`, `block` with `block = [rows, cols]`;
-//! and an `observer`: `min_max`, `abs_max`, `percentile` with `percentile`, `mse`, `entropy`.
+//! Recipes in TOML, as the documentation of the room describes them.
 
 use std::num::NonZeroUsize;
 
@@ -122,6 +102,12 @@ fn finish_step(fields: &Fields<'_>, mut step: Step) -> Result<Step, RecipeError>
         step = step.classes(classes.collect::<Result<Vec<_>, _>>()?);
     }
     if let Some(names) = fields.strings("names")? {
+        if names.is_empty() {
+            return Err(RecipeError::value(
+                fields.key("names"),
+                "names nothing; leave it out to name everything",
+            ));
+        }
         step = step.names(names)?;
     }
     Ok(step)

@@ -201,7 +201,7 @@ fn the_vocabulary_of_the_config_tells_lookup_tables() {
 
 #[test]
 fn the_fixture_networks_open() {
-    for (name, tensors) in [("fashion-mlp", 6), ("fashion-lenet", 10)] {
+    for (name, tensors) in [("fashion-mlp", 6), ("fashion-lenet", 8)] {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
         let checkpoint = Checkpoint::open(path).unwrap();
         assert_eq!((checkpoint.entries().len(), checkpoint.files().len()), (tensors, 1));

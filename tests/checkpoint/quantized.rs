@@ -588,11 +588,14 @@ fn targets_and_ignored_modules_are_those_that_a_loader_looks_for() {
     let ignored = format!("ignore = [\"lm_head\"]\n{linear}");
     let embedding = "[[step]]\nclasses = [\"linear\", \"embedding\"]\nquantize = { bits = 8 }";
     let only_embedding = "[[step]]\nclasses = [\"embedding\"]\nquantize = { bits = 8 }";
+    let masked = ["embed.weight", "fc.weight", "cls.predictions.transform.dense.weight"];
+    let heads = json!(["re:.*lm_head$", r"re:.*cls\.predictions\.decoder$"]);
     let (tied, head) = (["embed.weight", "fc.weight"], ["embed.weight", "fc.weight", "lm_head.weight"]);
     for (tensors, recipe, expected) in [
         (&["fc.weight"][..], linear, json!([["Linear"], []])),
         (&tied, linear, json!([["Linear"], ["re:.*lm_head$"]])),
         (&head, linear, json!([["Linear"], []])),
+        (&masked, linear, json!([["Linear"], heads])),
         (&head, &ignored, json!([["Linear"], ["lm_head"]])),
         (&tied, embedding, json!([["Linear", "embed"], ["re:.*lm_head$"]])),
         (&head, embedding, json!([["Linear", "embed"], []])),

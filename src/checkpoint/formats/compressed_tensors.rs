@@ -130,6 +130,8 @@ fn arguments(coding: Coding) -> Option<Value> {
 pub(crate) struct QuantizationConfig {
     groups: Vec<Group>,
     ignore: Vec<Target>,
+    /// Whether codes never straddle two words, as before version 0.18: that differs for 3, 5, 6 and 7 bits.
+    pads_words: bool,
 }
 
 struct Group {
@@ -181,7 +183,8 @@ impl QuantizationConfig {
             }
             None => Vec::new(),
         };
-        Ok(Some(Self { groups, ignore }))
+        let version = quantization.get("version").and_then(Value::as_str).unwrap_or_default();
+        Ok(Some(Self { groups, ignore, pads_words: is_before_0_18(version) }))
     }
 
     /// Whether a module is named as one that stays as it is.
