@@ -94,7 +94,7 @@ fn every_tensor_has_a_reason() {
     assert_eq!(reason("layers.0.fc1.weight"), "linear: step 1 and 2");
     assert_eq!(reason("conv.weight"), "conv: step 1 and 2");
     assert_eq!(reason("layers.0.fc2.weight"), "ignored by `*.fc2`");
-    assert_eq!(reason("lm_head.weight"), "ignored by `lm_head`");
+    assert_eq!(reason("lm_head.weight"), "ignored by `*lm_head`");
     assert_eq!(reason("embed_tokens.weight"), "embedding: no step names it");
     assert_eq!(reason("layers.0.fc1.bias"), "bias: no step names it");
     assert_eq!(reason("empty.weight"), "it has no elements");

@@ -263,7 +263,7 @@ fn a_ragged_group_names_sizes_that_fit() {
         "compressed-tensors",
         "200 columns",
         "3 groups of 64 and 8 left over",
-        "(50, 40, 25)",
+        "(8, 4, 2)",
     ];
     refuses(source.path(), &options, &parts);
     let (_work, _, report) = compressed(source.path(), &[&options[..], &["--format", "tersor"]].concat());

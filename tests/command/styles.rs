@@ -83,7 +83,7 @@ fn plan_says_the_same_in_every_style_and_writes_nothing() {
     assert_eq!(fc1["methods"].as_array().unwrap().len(), 2);
     // 33 rows of 64 codes, 2 bits a position, 33 scales, the shape
     assert_eq!(fc1["bytes_after"], 33 * 64 + 33 * 64 * 2 / 8 + 33 * 4 + 16);
-    assert_eq!(find("lm_head.weight")["reason"], "ignored by `lm_head`");
+    assert_eq!(find("lm_head.weight")["reason"], "ignored by `*lm_head`");
     assert_eq!(find("norm.weight")["reason"], "norm: no step names it");
     assert_eq!(find("empty.weight")["reason"], "it has no elements");
     assert_eq!(find("lm_head.weight")["bytes_after"], 20 * 48 * 4);
