@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -79,13 +79,26 @@ impl OutputFolder {
 
     /// Writes a small file and waits until the disk has it.
     pub(crate) fn write(&self, relative: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let (mut file, path) = self.create_file(relative)?;
+        file.write_all(bytes).map_err(CheckpointError::io(&path, "write"))?;
+        file.sync_all().map_err(CheckpointError::io(&path, "sync"))
+    }
+
+    /// Copies a file of any size and waits until the disk has it.
+    pub(crate) fn copy(&self, from: &Path, relative: &Path) -> Result<(), CheckpointError> {
+        let mut source = File::open(from).map_err(CheckpointError::io(from, "open"))?;
+        let (mut file, path) = self.create_file(relative)?;
+        io::copy(&mut source, &mut file).map_err(CheckpointError::io(&path, "write"))?;
+        file.sync_all().map_err(CheckpointError::io(&path, "sync"))
+    }
+
+    fn create_file(&self, relative: &Path) -> Result<(File, PathBuf), CheckpointError> {
         let path = self.path().join(relative);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(CheckpointError::io(folder, "create"))?;
         }
-        let mut file = File::create_new(&path).map_err(CheckpointError::io(&path, "create"))?;
-        file.write_all(bytes).map_err(CheckpointError::io(&path, "write"))?;
-        file.sync_all().map_err(CheckpointError::io(&path, "sync"))
+        let file = File::create_new(&path).map_err(CheckpointError::io(&path, "create"))?;
+        Ok((file, path))
     }
 
     /// Gives the folder its name.

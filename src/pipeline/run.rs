@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
-use crate::checkpoint::{CheckpointError, OutputFolder, TensorWriter, formats};
+use crate::checkpoint::{OutputFolder, TensorWriter, formats};
 use crate::evaluate::WeightErrors;
 use crate::layer::{Layer, Method};
 use crate::quantize::FloatCast;
@@ -106,13 +106,7 @@ impl Plan<'_> {
             writer.finish()?;
         }
         for companion in companions {
-            let from = source.join(&companion);
-            let bytes = fs::read(&from).map_err(|source| CheckpointError::Io {
-                path: from,
-                action: "read",
-                source,
-            })?;
-            folder.write(&companion, &bytes)?;
+            folder.copy(&source.join(&companion), &companion)?;
         }
         if self.files.len() > 1 {
             folder.write(Path::new("model.safetensors.index.json"), &pretty(&self.index()))?;
