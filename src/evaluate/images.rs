@@ -92,6 +92,9 @@ impl ImageSet {
     }
 }
 
+/// Most bytes that a file may hold once it is unpacked: a few bytes of gzip can claim terabytes.
+const MAX_BYTES: u64 = 1 << 32;
+
 /// Shape and bytes of an IDX file.
 fn read_idx(path: &Path) -> Result<(Vec<usize>, Vec<u8>), DataError> {
     let io = |source| DataError::Io { path: path.to_path_buf(), source };
@@ -116,8 +119,9 @@ fn read_idx(path: &Path) -> Result<(Vec<usize>, Vec<u8>), DataError> {
         shape.push(u32::from_be_bytes(dimension) as usize);
     }
     let expected = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64));
-    let expected =
-        expected.filter(|n| *n < 1 << 40).ok_or_else(|| bad(format!("claims the shape {shape:?}")))?;
+    let expected = expected
+        .filter(|n| *n <= MAX_BYTES)
+        .ok_or_else(|| bad(format!("claims the shape {shape:?}, more than {MAX_BYTES} bytes")))?;
     let mut bytes = Vec::new();
     input.take(expected + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 != expected {

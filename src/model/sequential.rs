@@ -8,6 +8,9 @@ use super::config::{LayerConfig, SequentialConfig};
 use crate::checkpoint::Checkpoint;
 use crate::weight::CompressedWeight;
 
+/// Most values that a layer may take for one input: more is a mistake in the configuration, not a small network.
+const MAX_VALUES: usize = 1 << 28;
+
 /// A perceptron or a small convolutional network over compressed weights.
 ///
 /// ```no_run
@@ -51,12 +54,17 @@ impl Sequential {
     /// When the checkpoint does not say what network it is, or tensors are missing or misshapen.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
         let config = SequentialConfig::of(checkpoint)?;
+        let input_features = checked_product(&config.input_shape).filter(|n| *n <= MAX_VALUES);
+        let input_features = input_features.ok_or_else(|| ModelError::Architecture {
+            path: checkpoint.path().to_path_buf(),
+            reason: format!("its input_shape {:?} is more than {MAX_VALUES} values", config.input_shape),
+        })?;
         let mut builder = Builder { checkpoint, shape: config.input_shape.clone() };
         let layers = config.layers.iter().filter_map(|l| builder.layer(l).transpose());
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             layers,
-            input_features: config.input_shape.iter().product(),
+            input_features,
             output_features: builder.shape.iter().product(),
             pixel_scale: config.pixel_scale,
         })
@@ -126,7 +134,8 @@ impl Builder<'_> {
             layer: layer.to_owned(),
             reason,
         };
-        let overflow = |layer: &str| bad(layer, "its shape is larger than this machine can address".into());
+        let overflow =
+            |layer: &str| bad(layer, format!("it takes more than {MAX_VALUES} values for one input"));
         match config {
             LayerConfig::Relu => Ok(Some(Layer::Relu)),
             LayerConfig::Flatten => {

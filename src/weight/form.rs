@@ -279,6 +279,10 @@ impl Form {
         kept: usize,
     ) -> Result<Self, WeightError> {
         let [rows, cols] = matrix_shape(shape)?;
+        if layout != LayoutKind::Dense && u32::try_from(cols).is_err() {
+            // positions in a row are kept as u32
+            return Err(WeightError::TooLarge { shape: shape.to_vec() });
+        }
         let holds = match layout {
             LayoutKind::Dense => rows * cols,
             LayoutKind::NofM(pattern) => rows * pattern.kept_per_row(cols),

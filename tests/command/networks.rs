@@ -9,8 +9,8 @@ use serde_json::Value;
 use tersor::DType;
 
 use crate::args;
-use crate::common::{Folder, f32s, stored};
-use crate::models::{decoder, fixtures, folder};
+use crate::common::{Folder, f32s, safetensors, stored};
+use crate::models::{decoder, fixtures, folder, weight};
 use crate::run::{assert_contains, compressed, names, tersor};
 
 /// An IDX file of bytes.
@@ -224,4 +224,23 @@ fn broken_images_are_refused() {
     assert_contains(&eval(&none, &no_labels).error(1), &[none.to_str().unwrap(), "holds no images"]);
     let missing = data.path().join("missing.gz");
     assert_contains(&eval(&missing, &good_labels).error(1), &[missing.to_str().unwrap(), "cannot read"]);
+}
+
+/// A configuration can ask for more memory than there is.
+#[test]
+fn a_network_of_absurd_size_is_refused() {
+    let network = |input: &str, padding: u64| {
+        let folder = Folder::new();
+        let tensors = [weight("conv.weight", DType::F32, &[1, 1, 2, 2])];
+        folder.put("model.safetensors", safetensors(&tensors, &[].into()));
+        let layer = format!(r#"{{"type":"conv2d","name":"conv","padding":{padding}}}"#);
+        let config = format!(r#"{{"model_type":"sequential","input_shape":{input},"layers":[{layer}]}}"#);
+        folder.put("config.json", config);
+        tersor::Sequential::open(&folder.open().unwrap()).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(network("[1,28,28]", 1), Ok(()));
+    let error = network("[1,28,28]", 1_000_000).unwrap_err();
+    assert!(error.contains("layer `conv`") && error.contains("values for one input"), "{error}");
+    let error = network("[18446744073709551615,3]", 0).unwrap_err();
+    assert!(error.contains("input_shape [18446744073709551615, 3]"), "{error}");
 }
