@@ -279,7 +279,7 @@ impl Form {
         kept: usize,
     ) -> Result<Self, WeightError> {
         let [rows, cols] = matrix_shape(shape)?;
-        if layout != LayoutKind::Dense && u32::try_from(cols).is_err() {
+        if layout != LayoutKind::Dense && kept > 0 && u32::try_from(cols).is_err() {
             // positions in a row are kept as u32
             return Err(WeightError::TooLarge { shape: shape.to_vec() });
         }
