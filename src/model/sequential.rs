@@ -184,9 +184,8 @@ impl Builder<'_> {
                     padding: *padding,
                     stride: *stride,
                 };
-                let patch =
-                    checked_product(&[oh, ow, *c, *kh, *kw]).filter(|n| *n < isize::MAX as usize / 64);
-                if patch.is_none() || checked_product(&geometry.output).is_none() {
+                let fits = |shape: &[usize]| checked_product(shape).is_some_and(|n| n <= MAX_VALUES);
+                if !fits(&[oh, ow, *c, *kh, *kw]) || !fits(&geometry.output) {
                     return Err(overflow(name));
                 }
                 self.shape = geometry.output.to_vec();
