@@ -346,6 +346,10 @@ fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
 }
 
 fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    // a pipe would be waited for
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(CheckpointError::config(path, "is not a regular file"));
+    }
     match fs::read(path) {
         Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
             Ok(config) if config.is_object() => Ok(Some(config)),

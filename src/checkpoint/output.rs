@@ -59,6 +59,15 @@ impl OutputFolder {
         let input = input.canonicalize().map_err(CheckpointError::io(input, "open"))?;
         // the part of the target that exists, with links resolved, and the rest as it is
         let absolute = std::path::absolute(target).map_err(CheckpointError::io(target, "find"))?;
+        let missing = absolute.ancestors().find(|a| a.exists()).and_then(|a| absolute.strip_prefix(a).ok());
+        if missing.is_some_and(|m| m.components().any(|c| c == std::path::Component::ParentDir)) {
+            // what `..` means behind a folder that does not exist yet cannot be judged
+            let error = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "`..` stands behind a folder that does not exist",
+            );
+            return Err(CheckpointError::io(target, "write to")(error));
+        }
         let resolved = absolute
             .ancestors()
             .find_map(|a| Some(a.canonicalize().ok()?.join(absolute.strip_prefix(a).ok()?)))

@@ -30,10 +30,12 @@ const BATCH: usize = 500;
 /// When the images do not fit the network, or the network gives NaN.
 pub fn classify(model: &Sequential, images: &ImageSet) -> Result<Score, ModelError> {
     let mut correct = 0usize;
-    for (pixels, labels) in
-        images.pixels().chunks(BATCH * images.features()).zip(images.labels().chunks(BATCH))
-    {
+    let pixels = images.pixels().chunks(BATCH * images.features());
+    for (number, (pixels, labels)) in pixels.zip(images.labels().chunks(BATCH)).enumerate() {
         let logits = model.forward(batch(model, images, pixels)?.view())?;
+        if let Some(((row, class), value)) = logits.indexed_iter().find(|(_, logit)| !logit.is_finite()) {
+            return Err(ModelError::NonFinite { sample: number * BATCH + row, class, value: *value });
+        }
         for (logits, label) in logits.axis_iter(Axis(0)).zip(labels) {
             let mut best = 0;
             for (class, logit) in logits.iter().enumerate() {
@@ -41,7 +43,7 @@ pub fn classify(model: &Sequential, images: &ImageSet) -> Result<Score, ModelErr
                     best = class;
                 }
             }
-            correct += usize::from(best == usize::from(*label) && !logits[best].is_nan());
+            correct += usize::from(best == usize::from(*label));
         }
     }
     let samples = images.len();

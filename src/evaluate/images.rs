@@ -60,6 +60,9 @@ impl ImageSet {
                 format!("has {label_count} labels for {count} images in {}", images.display()),
             ));
         }
+        if height == 0 || width == 0 {
+            return Err(bad(images, format!("holds images of {height} × {width} pixels")));
+        }
         if count == 0 {
             return Err(bad(images, "holds no images".into()));
         }

@@ -36,6 +36,18 @@ pub enum ModelError {
         /// Features of the input.
         actual: usize,
     },
+    /// The network gives NaN or an infinity.
+    #[error(
+        "the network gives {value} for sample {sample}, class {class}; its weights or input are not sound"
+    )]
+    NonFinite {
+        /// The sample, counted from 0.
+        sample: usize,
+        /// The class.
+        class: usize,
+        /// The value.
+        value: f32,
+    },
     /// A product does not fit.
     #[error(transparent)]
     Weight(#[from] WeightError),

@@ -54,20 +54,20 @@ impl Sequential {
     /// When the checkpoint does not say what network it is, or tensors are missing or misshapen.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
         let config = SequentialConfig::of(checkpoint)?;
-        let input_features = checked_product(&config.input_shape).filter(|n| *n <= MAX_VALUES);
+        let input_features = checked_product(&config.input_shape).filter(|n| (1..=MAX_VALUES).contains(n));
         let input_features = input_features.ok_or_else(|| ModelError::Architecture {
             path: checkpoint.path().to_path_buf(),
-            reason: format!("its input_shape {:?} is more than {MAX_VALUES} values", config.input_shape),
+            reason: format!("its input_shape {:?} is not 1 to {MAX_VALUES} values", config.input_shape),
         })?;
         let mut builder = Builder { checkpoint, shape: config.input_shape.clone() };
         let layers = config.layers.iter().filter_map(|l| builder.layer(l).transpose());
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            layers,
-            input_features,
-            output_features: builder.shape.iter().product(),
-            pixel_scale: config.pixel_scale,
-        })
+        let output_features = checked_product(&builder.shape).filter(|n| *n > 0);
+        let output_features = output_features.ok_or_else(|| ModelError::Architecture {
+            path: checkpoint.path().to_path_buf(),
+            reason: format!("its output of shape {:?} has no values", builder.shape),
+        })?;
+        Ok(Self { layers, input_features, output_features, pixel_scale: config.pixel_scale })
     }
 
     /// Number of values in one input.
@@ -111,7 +111,8 @@ impl Sequential {
                     geometry.convolve(x.view(), weight, bias.as_deref())?
                 }
                 Layer::Relu => {
-                    x.mapv_inplace(|v| v.max(0.0));
+                    // a comparison, because `max` would turn NaN into 0
+                    x.mapv_inplace(|v| if v < 0.0 { 0.0 } else { v });
                     x
                 }
                 Layer::MaxPool2d { size, input } => max_pool(x.view(), *size, *input),
@@ -288,7 +289,11 @@ fn max_pool(x: ArrayView2<'_, f32>, size: usize, [c, h, w]: [usize; 3]) -> Array
         let mut largest = f32::NEG_INFINITY;
         for y in row * size..(row + 1) * size {
             for x_ in col * size..(col + 1) * size {
-                largest = largest.max(x[[image, (channel * h + y) * w + x_]]);
+                let value = x[[image, (channel * h + y) * w + x_]];
+                // NaN stays
+                if value > largest || value.is_nan() {
+                    largest = value;
+                }
             }
         }
         largest

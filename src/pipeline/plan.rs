@@ -429,7 +429,7 @@ fn advice(checkpoint: &Checkpoint, recipe: &Recipe, form: &Form) -> String {
         compressible(e).is_ok() && matches!(granularity, Some(Granularity::Group(_)))
     });
     let common = grouped.fold(form.cols(), |common, e| gcd(common, e.shape.iter().skip(1).product()));
-    let sizes = (2..=size.get()).rev().filter(|d| common.is_multiple_of(*d)).take(3);
+    let sizes = (2..=size.get().min(common)).rev().filter(|d| common.is_multiple_of(*d)).take(3);
     let sizes: Vec<String> = sizes.map(|d| d.to_string()).collect();
     if sizes.is_empty() {
         return format!("no smaller group size divides the columns of every layer: {other}");
@@ -514,8 +514,9 @@ fn plan_config(
     let mut config = checkpoint.config().cloned();
     let foreign =
         config.as_ref().and_then(|c| c.get("quantization_config")).and_then(|q| q.get("quant_method"));
-    if let (Some(method), Some(_)) = (foreign.and_then(Value::as_str), &quantization)
+    if let Some(method) = foreign.and_then(Value::as_str)
         && method != "compressed-tensors"
+        && tensors.iter().any(PlannedTensor::is_compressed)
     {
         let path: PathBuf = checkpoint.path().join("config.json");
         let reason = format!("the model is already quantized by `{method}`; start from the original model");

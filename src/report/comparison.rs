@@ -205,7 +205,8 @@ fn worst_layer(
             continue;
         }
         let errors = WeightErrors::between(&reference.dense(&entry.name)?, &checkpoint.dense(&entry.name)?);
-        if errors.relative > worst.as_ref().map_or(0.0, |w| w.errors.relative) {
+        // NaN is worse than anything
+        if errors.relative.is_nan() || errors.relative > worst.as_ref().map_or(0.0, |w| w.errors.relative) {
             worst = Some(WorstLayer { name: entry.name.clone(), errors });
         }
     }

@@ -244,3 +244,32 @@ fn a_network_of_absurd_size_is_refused() {
     let error = network("[18446744073709551615,3]", 0).unwrap_err();
     assert!(error.contains("input_shape [18446744073709551615, 3]"), "{error}");
 }
+
+#[test]
+fn images_without_pixels_are_refused() {
+    let folder = Folder::new();
+    folder.put("images", idx(&[10, 0, 28], &[]));
+    folder.put("labels", idx(&[10], &[0; 10]));
+    let error =
+        tersor::ImageSet::open(folder.path().join("images"), folder.path().join("labels")).unwrap_err();
+    assert!(error.to_string().contains("0 × 28 pixels"), "{error}");
+}
+
+#[test]
+fn a_network_that_gives_nan_has_no_accuracy() {
+    let folder = Folder::new();
+    let mut values = [1.0f32; 8];
+    values[5] = f32::NAN;
+    let tensors = [stored("fc.weight", DType::F32, &[2, 4], f32s(&values))];
+    folder.put("model.safetensors", safetensors(&tensors, &[].into()));
+    folder.put(
+        "config.json",
+        r#"{"model_type":"sequential","input_shape":[4],"layers":[{"type":"linear","name":"fc"}]}"#,
+    );
+    folder.put("images", idx(&[1, 2, 2], &[9; 4]));
+    folder.put("labels", idx(&[1], &[0]));
+    let images = tersor::ImageSet::open(folder.path().join("images"), folder.path().join("labels")).unwrap();
+    let model = tersor::Sequential::open(&folder.open().unwrap()).unwrap();
+    let error = tersor::classify(&model, &images).unwrap_err();
+    assert!(error.to_string().contains("NaN for sample 0, class 1"), "{error}");
+}

@@ -510,3 +510,16 @@ mod unix {
         f32s(&values(1 << 20, 3))
     }
 }
+
+/// `nowhere/../model/out` leads into the input once `nowhere` has been made.
+#[test]
+fn a_detour_into_the_input_is_refused() {
+    let source = folder(&mixed(DType::F32), None);
+    let checkpoint = source.open().unwrap();
+    let recipe = tersor::Recipe::preset("bf16", tersor::PresetOptions::default()).unwrap();
+    let plan = tersor::Plan::new(&checkpoint, &recipe).unwrap();
+    let output = source.path().join("nowhere/../out");
+    let error = plan.run(&output, &mut |_| std::ops::ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().contains("nowhere/../out"), "{error}");
+    assert!(!source.path().join("nowhere").exists() && !source.path().join("out").exists());
+}
