@@ -221,6 +221,16 @@ impl Checkpoint {
                 let reason = format!("holds {dtype:?}, not floats");
                 return Err(CheckpointError::tensor(tensor.path, name, reason));
             };
+            // codes of 8 bits beside scales that nothing here understands are not the weight's values
+            let foreign = ["_scale_inv", "_scale"].map(|suffix| format!("{name}{suffix}"));
+            if float.size() == 1
+                && let Some(scale) = foreign.iter().find(|s| self.has_tensor(s))
+            {
+                let reason = format!(
+                    "is scaled by `{scale}` in a way that is not supported; start from the original model"
+                );
+                return Err(CheckpointError::tensor(tensor.path, name, reason));
+            }
             let mut values = vec![0.0; tensor.bytes.len() / float.size()];
             convert::widen(float, tensor.bytes, &mut values);
             return Ok(values);

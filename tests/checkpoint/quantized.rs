@@ -604,3 +604,17 @@ fn targets_and_ignored_modules_are_those_that_a_loader_looks_for() {
         assert_eq!(written_targets(tensors, recipe), expected, "{tensors:?}, {recipe}");
     }
 }
+
+/// Block scales of other formats: the codes alone would be taken for values.
+#[test]
+fn f8_codes_under_scales_of_another_format_are_not_values() {
+    for (suffix, dtype, bytes) in
+        [("_scale_inv", DType::F32, f32s(&[2.0])), ("_scale", DType::F8_E8M0, vec![127])]
+    {
+        let scale = stored(&format!("fc.weight{suffix}"), dtype, &[1, 1], bytes);
+        let tensors = [stored("fc.weight", DType::F8_E4M3, &[1, 2], [0x38, 0x40]), scale];
+        let file = File::new(safetensors(&tensors, &[].into()));
+        let checkpoint = file.open().unwrap();
+        refused!(checkpoint.dense("fc.weight"), Tensor, file.path, ["`fc.weight`", suffix, "not supported"]);
+    }
+}
