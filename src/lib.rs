@@ -5,7 +5,8 @@ pub mod distill;
 mod dtype;
 mod error;
 pub mod evaluate;
-mod kernels;
+#[allow(unsafe_code)]
+pub mod kernels;
 mod layer;
 pub mod model;
 pub mod pipeline;
@@ -22,6 +23,7 @@ pub use checkpoint::{
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
 pub use evaluate::{ImageSet, Score, WeightErrors, classify};
+pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use layer::{Compressed, Layer, Method, MethodError};
 pub use model::{ModelError, Sequential};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};

@@ -59,6 +59,10 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     if let Some(threads) = arguments.common.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
     }
+    // a level that was asked for and cannot be had is an error, not a silent other level
+    if let Some(level) = tersor::CpuLevel::from_env()? {
+        level.set_current()?;
+    }
     let output = Output::new(&arguments.common);
     match &arguments.command {
         Command::Inspect(args) => inspect::run(args, &output),

@@ -1,9 +1,13 @@
 //! Slices in, slices out: the operations that touch every weight.
 //!
 //! One folder per operation: `mod.rs` is what the rest of the crate calls, `portable.rs` is the specification that
-//! every faster version must equal bit for bit.
+//! every faster version must equal bit for bit. Most faster versions are the same body, compiled once per level
+//! ([`level::multiversion`]); `avx2.rs` and `avx512.rs` exist where the compiler does not find the instructions.
+//!
+//! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
 pub(crate) mod convert;
+pub(crate) mod level;
 pub(crate) mod matmul;
 pub(crate) mod pack;
 pub(crate) mod quantize;

@@ -4,6 +4,7 @@ mod portable;
 
 use rayon::prelude::*;
 
+use super::level::{Isa, multiversion};
 use super::{CHUNK, PARALLEL_MIN};
 use crate::error::NonFinite;
 
@@ -21,10 +22,15 @@ pub(crate) fn min_max(values: &[f32]) -> (f32, f32) {
         .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
+multiversion! {
+    fn first_non_finite_in(values: &[f32]) -> Option<usize> = portable::first_non_finite
+}
+
 /// The first NaN or infinity, if there is one.
 pub(crate) fn first_non_finite(values: &[f32]) -> Option<NonFinite> {
+    let isa = Isa::current();
     values.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, values)| {
-        portable::first_non_finite(values).map(|i| NonFinite { index: chunk * CHUNK + i, value: values[i] })
+        first_non_finite_in(isa, values).map(|i| NonFinite { index: chunk * CHUNK + i, value: values[i] })
     })
 }
 

@@ -17,6 +17,7 @@ pub(super) fn min_max(values: &[f32]) -> (f32, f32) {
     (fold(f32::INFINITY, &low, f32::min), fold(f32::NEG_INFINITY, &high, f32::max))
 }
 
+#[inline(always)]
 pub(super) fn first_non_finite(values: &[f32]) -> Option<usize> {
     // The sum of the magnitudes' exponents would overflow; a plain "any" over a block vectorizes well.
     const BLOCK: usize = 256;
