@@ -1,5 +1,21 @@
-//! Products `y = x · Wᵀ` in `f32`.
+//! Products `y = x · Wᵀ`: of plain matrices, and of activations with weights that were prepacked once.
+//!
+//! Weights lie in panels of 32 outputs ([`panels`]), activations in tiles of up to 12 rows ([`activations`]), and a
+//! product ([`product`]) runs every tile ([`tile`]) over every panel.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod decode;
 mod dense;
+mod output;
+pub(crate) mod panels;
+mod portable;
+mod product;
+mod tile;
 
+pub use activations::ActivationCodes;
 pub(crate) use dense::matmul_transposed;
+pub(crate) use product::{Epilogue, float_product, int_product};

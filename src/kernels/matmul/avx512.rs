@@ -1,0 +1,476 @@
+//! Tiles in AVX-512: 16 outputs in a register, two registers per row of activations.
+
+use std::arch::x86_64::{
+    __m128i, __m256i, __m512, __m512i, __mmask16, _CMP_LT_OQ, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch,
+    _mm256_and_si256, _mm256_cvtepu8_epi16, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi16,
+    _mm256_slli_epi16, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps,
+    _mm512_cmp_ps_mask, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_mask_storeu_ps,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32,
+};
+
+use super::panels::{BLOCK, PANEL, Storage};
+use super::tile::{Finish, FloatTile, IntTile, Start, Zeros};
+use crate::kernels::level::Avx512;
+
+/// Calls `$function::<ROWS, CHAINS>` for the tile's number of rows. Few rows keep several chains of sums, because one chain
+/// per register would wait for itself.
+macro_rules! by_rows {
+    ($rows:expr, $function:ident, $arguments:tt) => {
+        match $rows {
+            1 => $function::<1, 4> $arguments,
+            2 => $function::<2, 2> $arguments,
+            3 => $function::<3, 2> $arguments,
+            4 => $function::<4, 1> $arguments,
+            5 => $function::<5, 1> $arguments,
+            6 => $function::<6, 1> $arguments,
+            7 => $function::<7, 1> $arguments,
+            8 => $function::<8, 1> $arguments,
+            9 => $function::<9, 1> $arguments,
+            10 => $function::<10, 1> $arguments,
+            11 => $function::<11, 1> $arguments,
+            12 => $function::<12, 1> $arguments,
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+
+/// The sums of a tile; 16 outputs each.
+type Sums<T, const ROWS: usize> = [[T; 2]; ROWS];
+
+pub(super) fn int_tile(_: Avx512, tile: &mut IntTile<'_, '_>) {
+    // SAFETY: the token proves that the instructions exist; `IntTile::run` checked the lengths of all slices.
+    unsafe { by_rows!(tile.rows, int_rows, (tile)) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn int_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut IntTile<'_, '_>) {
+    let bytes = tile.codes.len() / tile.groups;
+    let words = bytes / tile.storage.block_bytes() * ROWS * 2;
+    // SAFETY: the caller's promise: slices are as long as `IntTile::run` checks.
+    unsafe {
+        let mut totals = load_totals::<ROWS>(tile.finish.as_ref());
+        for group in 0..tile.groups {
+            let mut sums = start::<ROWS>(tile, group);
+            let codes = tile.codes.get_unchecked(group * bytes..(group + 1) * bytes);
+            let x = tile.activations.as_ptr().add(group * words);
+            if tile.storage == Storage::Nibble {
+                dot::<ROWS, CHAINS, true>(codes, tile.ahead, x, &mut sums);
+            } else {
+                dot::<ROWS, CHAINS, false>(codes, tile.ahead, x, &mut sums);
+            }
+            if let Some(finish) = &tile.finish {
+                let add = finish.add || group > 0;
+                for half in 0..2 {
+                    let scales = load(finish.scales, group, half);
+                    for (totals, sums) in totals.iter_mut().zip(&sums) {
+                        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[half]), scales);
+                        totals[half] = if add { _mm512_add_ps(totals[half], scaled) } else { scaled };
+                    }
+                }
+            } else {
+                for (row, sums) in sums.iter().enumerate() {
+                    for (half, sum) in sums.iter().enumerate() {
+                        let to = tile.partial.as_mut_ptr().add(row * PANEL + half * 16);
+                        _mm512_storeu_si512(to.cast(), *sum);
+                    }
+                }
+            }
+        }
+        if let Some(finish) = &mut tile.finish {
+            store_totals(finish, &totals);
+        }
+    }
+}
+
+/// What the sums of a group begin with.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn start<const ROWS: usize>(tile: &IntTile<'_, '_>, group: usize) -> Sums<__m512i, ROWS> {
+    // SAFETY: the caller's promise about the lengths of slices.
+    unsafe {
+        let mut all = [[_mm512_setzero_si512(); 2]; ROWS];
+        match tile.start {
+            Start::Continue => {
+                for (row, all) in all.iter_mut().enumerate() {
+                    for (half, all) in all.iter_mut().enumerate() {
+                        *all = _mm512_loadu_si512(tile.partial.as_ptr().add(row * PANEL + half * 16).cast());
+                    }
+                }
+            }
+            Start::Shared(starts) => {
+                for (row, all) in all.iter_mut().enumerate() {
+                    *all = [_mm512_set1_epi32(*starts.get_unchecked(group * ROWS + row)); 2];
+                }
+            }
+            Start::Each { zeros, starts, code_sums, activation_zeros } => {
+                for half in 0..2 {
+                    let zeros = load_zeros(zeros, group, half);
+                    for (row, all) in all.iter_mut().enumerate() {
+                        let start = _mm512_set1_epi32(*starts.get_unchecked(group * ROWS + row));
+                        all[half] = _mm512_mullo_epi32(zeros, start);
+                        if !code_sums.is_empty() {
+                            let codes = code_sums.as_ptr().add(group * PANEL + half * 16);
+                            let zero = _mm512_set1_epi32(*activation_zeros.get_unchecked(row));
+                            let both = _mm512_mullo_epi32(_mm512_loadu_si512(codes.cast()), zero);
+                            all[half] = _mm512_sub_epi32(all[half], both);
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn load_zeros(zeros: Zeros<'_>, group: usize, half: usize) -> __m512i {
+    match zeros {
+        Zeros::All(zero) => _mm512_set1_epi32(zero),
+        // SAFETY: the caller's promise: one zero point per output.
+        Zeros::Each(zeros) => unsafe {
+            _mm512_loadu_si512(zeros.as_ptr().add(group * PANEL + half * 16).cast())
+        },
+    }
+}
+
+/// Adds the products of all blocks.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn dot<const ROWS: usize, const CHAINS: usize, const NIBBLE: bool>(
+    codes: &[u8],
+    ahead: usize,
+    mut x: *const i32,
+    sums: &mut Sums<__m512i, ROWS>,
+) {
+    let low = _mm512_set1_epi8(15);
+    let mut chains = [[[_mm512_setzero_si512(); 2]; ROWS]; CHAINS];
+    chains[0] = *sums;
+    let block_bytes = if NIBBLE { PANEL * 4 } else { PANEL * 8 };
+    // SAFETY: the caller's promise: `x` points to two words per row and block; every load of codes lies in a block.
+    unsafe {
+        let mut at = codes.as_ptr();
+        let end = at.add(codes.len());
+        while at < end {
+            // two blocks a turn where there are four chains, so that each has its turn
+            for turn in 0..CHAINS.div_ceil(2) {
+                if turn > 0 && at >= end {
+                    break;
+                }
+                let load = |i: usize| _mm512_loadu_si512(at.add(i * 64).cast());
+                let halves: [[__m512i; 2]; 2] = if NIBBLE {
+                    let (a, b) = (load(0), load(1));
+                    let high = |v| _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
+                    [[_mm512_and_si512(a, low), _mm512_and_si512(b, low)], [high(a), high(b)]]
+                } else {
+                    [[load(0), load(1)], [load(2), load(3)]]
+                };
+                for line in (0..block_bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead + line).cast());
+                }
+                for (half, weights) in halves.into_iter().enumerate() {
+                    for (row, sums) in chains[(turn * 2 + half) % CHAINS].iter_mut().enumerate() {
+                        let x = _mm512_set1_epi32(*x.add(row * 2 + half));
+                        sums[0] = _mm512_dpbusd_epi32(sums[0], weights[0], x);
+                        sums[1] = _mm512_dpbusd_epi32(sums[1], weights[1], x);
+                    }
+                }
+                x = x.add(ROWS * 2);
+                at = at.add(block_bytes);
+            }
+        }
+    }
+    let (first, others) = chains.split_at(1);
+    *sums = first[0];
+    for chain in others {
+        for (sums, more) in sums.iter_mut().zip(chain) {
+            *sums = [_mm512_add_epi32(sums[0], more[0]), _mm512_add_epi32(sums[1], more[1])];
+        }
+    }
+}
+
+/// Sums of the groups before.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load_totals<const ROWS: usize>(finish: Option<&Finish<'_, '_>>) -> Sums<__m512, ROWS> {
+    let mut totals = [[_mm512_setzero_ps(); 2]; ROWS];
+    if let Some(finish) = finish.filter(|finish| finish.add) {
+        for (row, totals) in totals.iter_mut().enumerate() {
+            for (half, total) in totals.iter_mut().enumerate() {
+                // SAFETY: the caller's promise that `total` holds 32 values for every row.
+                *total = unsafe { _mm512_loadu_ps(finish.total.as_ptr().add(row * PANEL + half * 16)) };
+            }
+        }
+    }
+    totals
+}
+
+/// Keeps the totals, or completes them after the last group: operation by operation as
+/// [`super::portable::finish_rows`] does.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn store_totals<const ROWS: usize>(finish: &mut Finish<'_, '_>, totals: &Sums<__m512, ROWS>) {
+    // SAFETY: the caller's promise about the lengths of slices; outputs beyond the width are masked.
+    unsafe {
+        for half in 0..2 {
+            for (row, totals) in totals.iter().enumerate() {
+                let mut total = totals[half];
+                let Some(last) = &finish.last else {
+                    let to = finish.total.as_mut_ptr().add(row * PANEL + half * 16);
+                    _mm512_storeu_ps(to, total);
+                    continue;
+                };
+                if !last.row_scales.is_empty() {
+                    total = _mm512_mul_ps(total, _mm512_set1_ps(*last.row_scales.get_unchecked(row)));
+                }
+                if !last.bias.is_empty() {
+                    total = _mm512_add_ps(total, load(last.bias, 0, half));
+                }
+                if last.relu {
+                    let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total, _mm512_setzero_ps());
+                    total = _mm512_mask_mov_ps(total, negative, _mm512_setzero_ps());
+                }
+                let width = last.y.width().saturating_sub(half * 16).min(16);
+                let mask = ((1u32 << width) - 1) as __mmask16;
+                _mm512_mask_storeu_ps(last.y.pointer(row).wrapping_add(half * 16), mask, total);
+            }
+        }
+    }
+}
+
+/// Half of a group's 32 values.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load(values: &[f32], group: usize, half: usize) -> __m512 {
+    // SAFETY: the caller's promise that they exist.
+    unsafe { _mm512_loadu_ps(values.as_ptr().add(group * PANEL + half * 16)) }
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+const F8: u8 = 3;
+const BYTE: u8 = 4;
+const NIBBLE: u8 = 5;
+
+pub(super) fn float_tile(_: Avx512, tile: &mut FloatTile<'_, '_>) {
+    // SAFETY: the token proves that the instructions exist; `FloatTile::run` checked the lengths of all slices.
+    unsafe { by_rows!(tile.rows, float_rows, (tile)) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTile<'_, '_>) {
+    // SAFETY: the caller's promise: slices are as long as `FloatTile::run` checks.
+    unsafe {
+        let mut totals = load_totals::<ROWS>(Some(&tile.finish));
+        for group in 0..tile.groups {
+            let sums = match tile.storage {
+                Storage::F32 => float_dot::<ROWS, CHAINS, F32>(tile, group),
+                Storage::F16 => float_dot::<ROWS, CHAINS, F16>(tile, group),
+                Storage::Bf16 => float_dot::<ROWS, CHAINS, BF16>(tile, group),
+                Storage::F8 => float_dot::<ROWS, CHAINS, F8>(tile, group),
+                Storage::Byte => float_dot::<ROWS, CHAINS, BYTE>(tile, group),
+                Storage::Nibble => float_dot::<ROWS, CHAINS, NIBBLE>(tile, group),
+            };
+            let unit = _mm512_set1_ps(if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 });
+            for half in 0..2 {
+                let scales = if tile.finish.scales.is_empty() {
+                    unit
+                } else {
+                    _mm512_mul_ps(load(tile.finish.scales, group, half), unit)
+                };
+                for (totals, sums) in totals.iter_mut().zip(&sums) {
+                    totals[half] = _mm512_fmadd_ps(sums[half], scales, totals[half]);
+                }
+            }
+        }
+        store_totals(&mut tile.finish, &totals);
+    }
+}
+
+/// e4m3 bits, shifted to where f16 has them, are too small by the difference of the biases, 2^(15 − 7).
+const F8_UNIT: f32 = 256.0;
+
+/// The sums of all blocks, before scaling.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+#[inline]
+unsafe fn float_dot<const ROWS: usize, const CHAINS: usize, const KIND: u8>(
+    tile: &FloatTile<'_, '_>,
+    group: usize,
+) -> Sums<__m512, ROWS> {
+    let block_bytes = tile.storage.block_bytes();
+    let bytes = tile.codes.len() / tile.groups;
+    let mut chains = [[[_mm512_setzero_ps(); 2]; ROWS]; CHAINS];
+    // SAFETY: the caller's promise: `activations` holds eight values per row and block; loads of codes lie in a block.
+    unsafe {
+        let zeros = [load_zeros(tile.zeros, group, 0), load_zeros(tile.zeros, group, 1)];
+        let codes = tile.codes.get_unchecked(group * bytes..(group + 1) * bytes);
+        let mut x = tile.activations.as_ptr().add(group * (bytes / block_bytes) * BLOCK * ROWS);
+        for block in codes.chunks_exact(block_bytes) {
+            for line in (0..block_bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(tile.ahead + line).cast());
+            }
+            for column in 0..BLOCK {
+                let weights = [
+                    column_of::<KIND>(block.as_ptr(), column, 0, zeros[0]),
+                    column_of::<KIND>(block.as_ptr(), column, 1, zeros[1]),
+                ];
+                for (row, sums) in chains[column % CHAINS].iter_mut().enumerate() {
+                    let x = _mm512_set1_ps(*x.add(row));
+                    sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
+                    sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
+                }
+                x = x.add(ROWS);
+            }
+        }
+    }
+    let (first, others) = chains.split_at(1);
+    let mut sums = first[0];
+    for chain in others {
+        for (sums, more) in sums.iter_mut().zip(chain) {
+            *sums = [_mm512_add_ps(sums[0], more[0]), _mm512_add_ps(sums[1], more[1])];
+        }
+    }
+    sums
+}
+
+/// Sixteen outputs of one column of a block; e4m3 in units of [`F8_UNIT`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+#[inline]
+unsafe fn column_of<const KIND: u8>(block: *const u8, column: usize, half: usize, zeros: __m512i) -> __m512 {
+    let element = column * PANEL + half * 16;
+    // SAFETY: the caller's promise that `block` points to a whole block.
+    unsafe {
+        match KIND {
+            F32 => _mm512_loadu_ps(block.add(element * 4).cast()),
+            F16 => _mm512_cvtph_ps(load_256(block.add(element * 2))),
+            BF16 => {
+                let wide = _mm512_cvtepu16_epi32(load_256(block.add(element * 2)));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
+            F8 => {
+                let wide = _mm256_cvtepu8_epi16(load_128(block.add(element)));
+                let sign = _mm256_and_si256(_mm256_slli_epi16::<8>(wide), _mm256_set1_epi16(i16::MIN));
+                let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)));
+                _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude))
+            }
+            BYTE => {
+                let lanes = _mm512_loadu_si512(block.add(column / 4 * PANEL * 4 + half * 64).cast());
+                let code = match column % 4 {
+                    0 => lanes,
+                    1 => _mm512_srli_epi32::<8>(lanes),
+                    2 => _mm512_srli_epi32::<16>(lanes),
+                    _ => _mm512_srli_epi32::<24>(lanes),
+                };
+                let code = _mm512_and_si512(code, _mm512_set1_epi32(0xff));
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros))
+            }
+            _ => {
+                let lanes = _mm512_loadu_si512(block.add(half * 64).cast());
+                let code = match column {
+                    0 => lanes,
+                    1 => _mm512_srli_epi32::<8>(lanes),
+                    2 => _mm512_srli_epi32::<16>(lanes),
+                    3 => _mm512_srli_epi32::<24>(lanes),
+                    4 => _mm512_srli_epi32::<4>(lanes),
+                    5 => _mm512_srli_epi32::<12>(lanes),
+                    6 => _mm512_srli_epi32::<20>(lanes),
+                    _ => _mm512_srli_epi32::<28>(lanes),
+                };
+                let code = _mm512_and_si512(code, _mm512_set1_epi32(15));
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros))
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_256(from: *const u8) -> __m256i {
+    // SAFETY: the caller's promise that 32 bytes can be read.
+    unsafe { _mm256_loadu_si256(from.cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_128(from: *const u8) -> __m128i {
+    // SAFETY: the caller's promise that 16 bytes can be read.
+    unsafe { _mm_loadu_si128(from.cast()) }
+}
+
+/// Writes whole blocks of codes as scaled values, `[column][32 outputs]`.
+pub(super) fn decode(
+    _: Avx512,
+    storage: Storage,
+    codes: &[u8],
+    zeros: Zeros<'_>,
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    assert!(out.len() >= codes.len() / storage.block_bytes() * BLOCK * PANEL);
+    assert!(scales.is_empty() || scales.len() >= PANEL);
+    // SAFETY: the token proves that the instructions exist, and the lengths were checked.
+    unsafe {
+        match storage {
+            Storage::F32 => decode_blocks::<F32>(storage, codes, zeros, scales, out),
+            Storage::F16 => decode_blocks::<F16>(storage, codes, zeros, scales, out),
+            Storage::Bf16 => decode_blocks::<BF16>(storage, codes, zeros, scales, out),
+            Storage::F8 => decode_blocks::<F8>(storage, codes, zeros, scales, out),
+            Storage::Byte => decode_blocks::<BYTE>(storage, codes, zeros, scales, out),
+            Storage::Nibble => decode_blocks::<NIBBLE>(storage, codes, zeros, scales, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn decode_blocks<const KIND: u8>(
+    storage: Storage,
+    codes: &[u8],
+    zeros: Zeros<'_>,
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let unit = _mm512_set1_ps(if KIND == F8 { F8_UNIT } else { 1.0 });
+    // SAFETY: the caller's promise: `out` holds 32 values for each column of the blocks.
+    unsafe {
+        for half in 0..2 {
+            let zeros = load_zeros(zeros, 0, half);
+            let scales = if scales.is_empty() { unit } else { _mm512_mul_ps(load(scales, 0, half), unit) };
+            for (block, out) in
+                codes.chunks_exact(storage.block_bytes()).zip(out.chunks_exact_mut(BLOCK * PANEL))
+            {
+                for column in 0..BLOCK {
+                    let value = column_of::<KIND>(block.as_ptr(), column, half, zeros);
+                    let to = out.as_mut_ptr().add(column * PANEL + half * 16);
+                    _mm512_storeu_ps(to, _mm512_mul_ps(value, scales));
+                }
+            }
+        }
+    }
+}
+
+/// Writes blocks of nibbles as blocks of bytes.
+pub(super) fn widen_nibbles(_: Avx512, codes: &[u8], out: &mut [u8]) {
+    assert!(out.len() >= codes.len() * 2);
+    #[target_feature(enable = "avx512f")]
+    unsafe fn blocks(codes: &[u8], out: &mut [u8]) {
+        let low = _mm512_set1_epi8(15);
+        for (codes, out) in codes.chunks_exact(PANEL * 4).zip(out.chunks_exact_mut(PANEL * 8)) {
+            for half in 0..2 {
+                // SAFETY: `codes` is two registers long, `out` four.
+                unsafe {
+                    let v = _mm512_loadu_si512(codes.as_ptr().add(half * 64).cast());
+                    let out = out.as_mut_ptr().add(half * 64);
+                    _mm512_storeu_si512(out.cast(), _mm512_and_si512(v, low));
+                    let high = _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
+                    _mm512_storeu_si512(out.add(PANEL * 4).cast(), high);
+                }
+            }
+        }
+    }
+    // SAFETY: the token proves that the instructions exist.
+    unsafe { blocks(codes, out) }
+}

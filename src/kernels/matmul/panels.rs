@@ -1,0 +1,286 @@
+//! Weights, rearranged once for products.
+//!
+//! Outputs come in panels of [`PANEL`]; within a panel, columns come in blocks of [`BLOCK`], so that every product reads
+//! its weights once, front to back. Groups of columns that share a scale begin on a block; what a group lacks of a whole
+//! block is filled with zero bits, against which the activations hold zero.
+
+use rayon::prelude::*;
+
+/// Outputs in a panel: two AVX-512 registers of 32-bit lanes.
+pub(crate) const PANEL: usize = 32;
+
+/// Columns in a block.
+pub(crate) const BLOCK: usize = 8;
+
+/// Most columns under one scale whose products cannot overflow an `i32`: `255 · 255 · 32,768 < 2^31`.
+const MAX_GROUP: usize = 1 << 15;
+
+/// How a code lies in a panel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// `[8 columns][32 outputs]` f32.
+    F32,
+    /// `[8 columns][32 outputs]` f16.
+    F16,
+    /// `[8 columns][32 outputs]` bf16.
+    Bf16,
+    /// `[8 columns][32 outputs]` e4m3.
+    F8,
+    /// `[2][32 outputs][4 columns]` unsigned codes.
+    Byte,
+    /// `[32 outputs][4 bytes]`: byte `j` of an output holds columns `j` (low half) and `4 + j` (high half).
+    Nibble,
+}
+
+impl Storage {
+    /// Bytes of one block of a panel.
+    pub(crate) const fn block_bytes(self) -> usize {
+        PANEL
+            * BLOCK
+            * match self {
+                Self::F32 => 4,
+                Self::F16 | Self::Bf16 => 2,
+                Self::F8 | Self::Byte => 1,
+                Self::Nibble => return PANEL * BLOCK / 2,
+            }
+    }
+}
+
+/// What is subtracted from unsigned codes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ZeroPoints {
+    /// The same for all.
+    All(u8),
+    /// `[panel][group][32 outputs]`.
+    Each(Vec<i32>),
+}
+
+/// A run of columns under one scale per output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// First column.
+    pub(crate) column: usize,
+    /// Number of columns.
+    pub(crate) len: usize,
+    /// First block.
+    pub(crate) block: usize,
+    /// Number of blocks.
+    pub(crate) blocks: usize,
+}
+
+/// The columns of a weight in groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Columns {
+    cols: usize,
+    group: usize,
+}
+
+impl Columns {
+    /// Groups of `group` columns, the last one perhaps shorter. Groups too long for exact sums are cut.
+    pub(crate) fn new(cols: usize, group: usize) -> Self {
+        Self { cols, group: group.clamp(1, MAX_GROUP).min(cols.max(1)) }
+    }
+
+    pub(crate) fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// Columns of every group but the last.
+    pub(crate) fn group_len(self) -> usize {
+        self.group
+    }
+
+    /// Number of groups.
+    pub(crate) fn groups(self) -> usize {
+        self.cols.div_ceil(self.group)
+    }
+
+    /// Blocks of all groups.
+    pub(crate) fn blocks(self) -> usize {
+        self.iter().last().map_or(0, |g| g.block + g.blocks)
+    }
+
+    pub(crate) fn get(self, index: usize) -> Group {
+        let column = index * self.group;
+        let len = self.group.min(self.cols - column);
+        Group { column, len, block: index * self.group.div_ceil(BLOCK), blocks: len.div_ceil(BLOCK) }
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = Group> {
+        (0..self.groups()).map(move |i| self.get(i))
+    }
+}
+
+/// A weight in panels.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Panels {
+    pub(crate) rows: usize,
+    pub(crate) columns: Columns,
+    pub(crate) storage: Storage,
+    /// `[panel][block]`, see [`Storage`].
+    pub(crate) data: Aligned,
+    /// `[panel][group][32 outputs]`; empty for plain floats.
+    pub(crate) scales: Vec<f32>,
+    pub(crate) zero_points: ZeroPoints,
+    /// Sum of the unsigned codes, `[panel][group][32 outputs]`; empty unless activations have zero points.
+    pub(crate) code_sums: Vec<i32>,
+}
+
+impl Panels {
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Bytes of one panel's codes.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.columns.blocks() * self.storage.block_bytes()
+    }
+
+    /// Codes of a panel.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let bytes = self.panel_bytes();
+        &self.data.bytes()[panel * bytes..(panel + 1) * bytes]
+    }
+
+    /// A panel's part of an array `[panel][group][32]`; empty if the array is.
+    pub(crate) fn of_panel<'a, T>(&self, panel: usize, all: &'a [T]) -> &'a [T] {
+        let len = if all.is_empty() { 0 } else { self.columns.groups() * PANEL };
+        &all[panel * len..(panel + 1) * len]
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let zero_points = match &self.zero_points {
+            ZeroPoints::All(_) => 0,
+            ZeroPoints::Each(each) => each.len(),
+        };
+        self.data.bytes().len() + 4 * (self.scales.len() + zero_points + self.code_sums.len())
+    }
+}
+
+/// Lays out rows of elements of `size` bytes (1, 2, 4) as `[panel][block][8][32]`; `row(r, out)` fills one row's bytes.
+pub(crate) fn pack_floats(
+    rows: usize,
+    columns: Columns,
+    storage: Storage,
+    row: impl Fn(usize, &mut [u8]) + Sync,
+) -> Aligned {
+    let size = storage.block_bytes() / (PANEL * BLOCK);
+    pack(rows, columns, storage, columns.cols() * size, row, |group, output, source, panel| {
+        for c in 0..group.len {
+            let from = &source[(group.column + c) * size..][..size];
+            let to = ((group.block * BLOCK + c) * PANEL + output) * size;
+            panel[to..to + size].copy_from_slice(from);
+        }
+    })
+}
+
+/// Lays out rows of unsigned codes, one byte each, as [`Storage::Byte`] or [`Storage::Nibble`].
+pub(crate) fn pack_codes(
+    rows: usize,
+    columns: Columns,
+    storage: Storage,
+    row: impl Fn(usize, &mut [u8]) + Sync,
+) -> Aligned {
+    pack(rows, columns, storage, columns.cols(), row, |group, output, source, panel| {
+        let source = &source[group.column..group.column + group.len];
+        let blocks = &mut panel[group.block * storage.block_bytes()..];
+        for (codes, block) in source.chunks(BLOCK).zip(blocks.chunks_mut(storage.block_bytes())) {
+            let mut eight = [0u8; BLOCK];
+            eight[..codes.len()].copy_from_slice(codes);
+            let low = u32::from_le_bytes([eight[0], eight[1], eight[2], eight[3]]);
+            let high = u32::from_le_bytes([eight[4], eight[5], eight[6], eight[7]]);
+            if storage == Storage::Nibble {
+                block[output * 4..][..4].copy_from_slice(&(low | high << 4).to_le_bytes());
+            } else {
+                block[output * 4..][..4].copy_from_slice(&low.to_le_bytes());
+                block[PANEL * 4 + output * 4..][..4].copy_from_slice(&high.to_le_bytes());
+            }
+        }
+    })
+}
+
+fn pack(
+    rows: usize,
+    columns: Columns,
+    storage: Storage,
+    row_bytes: usize,
+    row: impl Fn(usize, &mut [u8]) + Sync,
+    place: impl Fn(Group, usize, &[u8], &mut [u8]) + Sync,
+) -> Aligned {
+    let panel_bytes = columns.blocks() * storage.block_bytes();
+    let mut data = Aligned::zeroed(rows.div_ceil(PANEL) * panel_bytes);
+    if panel_bytes > 0 {
+        data.bytes_mut().par_chunks_mut(panel_bytes).enumerate().for_each_init(
+            || vec![0u8; row_bytes],
+            |source, (panel, bytes)| {
+                for output in 0..PANEL.min(rows - panel * PANEL) {
+                    row(panel * PANEL + output, source);
+                    for group in columns.iter() {
+                        place(group, output, source, bytes);
+                    }
+                }
+            },
+        );
+    }
+    data
+}
+
+/// One cache line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(align(64))]
+struct Line([u8; 64]);
+
+/// Bytes that begin on a cache line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Aligned {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Aligned {
+    pub(crate) fn zeroed(len: usize) -> Self {
+        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+    }
+
+    /// At least `len` bytes, of any content.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        if self.len < len {
+            *self = Self::zeroed(len);
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: a `Line` is 64 bytes without padding, and `len` bytes of them exist.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+
+    /// The bytes as numbers.
+    pub(crate) fn words<T: Word>(&self) -> &[T] {
+        // SAFETY: as above; a `Line` is aligned to 64, and every bit pattern is a `T`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len / size_of::<T>()) }
+    }
+
+    /// The bytes as numbers.
+    pub(crate) fn words_mut<T: Word>(&mut self) -> &mut [T] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len / size_of::<T>()) }
+    }
+}
+
+/// Numbers for which every bit pattern is valid, of at most 64 bytes.
+///
+/// # Safety
+/// That must be so.
+pub(crate) unsafe trait Word: Copy {}
+// SAFETY: a number for every bit pattern.
+unsafe impl Word for f32 {}
+// SAFETY: as above.
+unsafe impl Word for i32 {}
+// SAFETY: as above.
+unsafe impl Word for i64 {}

@@ -1,0 +1,163 @@
+//! The specification of a tile.
+
+use half::{bf16, f16};
+
+use super::activations::TILE;
+use super::panels::{BLOCK, PANEL, Storage};
+use super::tile::{Finish, FloatTile, IntTile, Start, Zeros};
+use crate::kernels::convert::f8_e4m3_to_f32;
+
+pub(super) fn int_tile(tile: &mut IntTile<'_, '_>) {
+    int_groups(tile, |tile, codes, activations| {
+        for (block, codes) in codes.chunks_exact(tile.storage.block_bytes()).enumerate() {
+            for (row, partial) in tile.partial.chunks_exact_mut(PANEL).take(tile.rows).enumerate() {
+                for half in 0..2 {
+                    let four = activations[(block * tile.rows + row) * 2 + half].to_le_bytes();
+                    for (output, sum) in partial.iter_mut().enumerate() {
+                        for (j, activation) in four.iter().enumerate() {
+                            let code = match tile.storage {
+                                Storage::Nibble => codes[output * 4 + j] >> (4 * half) & 15,
+                                _ => codes[half * PANEL * 4 + output * 4 + j],
+                            };
+                            *sum += i32::from(*activation as i8) * i32::from(code);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Runs group by group; `dot(tile, codes, activations)` adds a group's products to `partial`.
+#[inline(always)]
+pub(super) fn int_groups<'a>(
+    tile: &mut IntTile<'a, '_>,
+    mut dot: impl FnMut(&mut IntTile<'a, '_>, &'a [u8], &'a [i32]),
+) {
+    let bytes = tile.codes.len() / tile.groups;
+    let words = bytes / tile.storage.block_bytes() * tile.rows * 2;
+    let (codes, activations) = (tile.codes, tile.activations);
+    for group in 0..tile.groups {
+        start(tile, group);
+        dot(tile, &codes[group * bytes..][..bytes], &activations[group * words..][..words]);
+        let rows = tile.rows;
+        if let Some(finish) = &mut tile.finish {
+            let mut sums = [0f32; TILE * PANEL];
+            for (sum, partial) in sums.iter_mut().zip(&tile.partial[..rows * PANEL]) {
+                *sum = *partial as f32;
+            }
+            finish_rows(finish, group, tile.groups, &sums[..rows * PANEL]);
+        }
+    }
+}
+
+/// Sets `partial` to what the sums of a group begin with.
+fn start(tile: &mut IntTile<'_, '_>, group: usize) {
+    for (row, partial) in tile.partial.chunks_exact_mut(PANEL).take(tile.rows).enumerate() {
+        match tile.start {
+            Start::Continue => {}
+            Start::Shared(starts) => partial.fill(starts[group * tile.rows + row]),
+            Start::Each { zeros, starts, code_sums, activation_zeros } => {
+                let zeros = zeros.from_group(group);
+                for (output, partial) in partial.iter_mut().enumerate() {
+                    *partial = zeros.of(output) * starts[group * tile.rows + row];
+                    if !code_sums.is_empty() {
+                        *partial -= code_sums[group * PANEL + output] * activation_zeros[row];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scales a group's sums, adds them to the total, and completes it after the last group.
+#[inline(always)]
+pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usize, sums: &[f32]) {
+    let scales = finish.scales.get(group * PANEL..).unwrap_or_default();
+    for (row, sums) in sums.chunks_exact(PANEL).enumerate() {
+        let total = &mut finish.total[row * PANEL..][..PANEL];
+        for (output, sum) in sums.iter().enumerate() {
+            let scaled = scales.get(output).map_or(*sum, |scale| sum * scale);
+            total[output] = if finish.add || group > 0 { total[output] + scaled } else { scaled };
+        }
+        let Some(last) = finish.last.as_mut().filter(|_| group + 1 == groups) else { continue };
+        let row_scale = last.row_scales.get(row).copied().unwrap_or(1.0);
+        for (output, y) in last.y.row_mut(row).iter_mut().enumerate() {
+            let scaled = total[output] * row_scale;
+            let value = last.bias.get(output).map_or(scaled, |bias| scaled + bias);
+            // a comparison, because `max` would turn NaN into 0
+            *y = if last.relu && value < 0.0 { 0.0 } else { value };
+        }
+    }
+}
+
+pub(super) fn float_tile(tile: &mut FloatTile<'_, '_>) {
+    float_body::<false>(tile);
+}
+
+/// The sums in order of the columns, with fused multiply-adds where `FUSED`.
+#[inline(always)]
+pub(super) fn float_body<const FUSED: bool>(tile: &mut FloatTile<'_, '_>) {
+    let blocks = tile.codes.len() / tile.storage.block_bytes() / tile.groups;
+    let bytes = blocks * tile.storage.block_bytes();
+    for group in 0..tile.groups {
+        let mut sums = [0f32; TILE * PANEL];
+        let mut weights = [0f32; BLOCK * PANEL];
+        let codes = tile.codes[group * bytes..][..bytes].chunks_exact(tile.storage.block_bytes());
+        let activations =
+            tile.activations[group * blocks * BLOCK * tile.rows..].chunks_exact(BLOCK * tile.rows);
+        let zeros = tile.zeros.from_group(group);
+        for (codes, activations) in codes.zip(activations) {
+            decode_block(tile.storage, codes, zeros, &mut weights);
+            for (weights, activations) in weights.chunks_exact(PANEL).zip(activations.chunks_exact(tile.rows))
+            {
+                for (sums, x) in sums.chunks_exact_mut(PANEL).zip(activations) {
+                    for (sum, w) in sums.iter_mut().zip(weights) {
+                        *sum = if FUSED { x.mul_add(*w, *sum) } else { *sum + x * w };
+                    }
+                }
+            }
+        }
+        let rows = tile.rows;
+        finish_rows(&mut tile.finish, group, tile.groups, &sums[..rows * PANEL]);
+    }
+}
+
+/// Values of a block before scaling, `[8 columns][32 outputs]`.
+#[inline(always)]
+pub(super) fn decode_block(storage: Storage, codes: &[u8], zeros: Zeros<'_>, out: &mut [f32; BLOCK * PANEL]) {
+    match storage {
+        Storage::F32 => {
+            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+        Storage::F16 => {
+            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+                *out = f16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        Storage::Bf16 => {
+            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+                *out = bf16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        Storage::F8 => {
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = f8_e4m3_to_f32(*code);
+            }
+        }
+        Storage::Byte | Storage::Nibble => {
+            for (column, out) in out.chunks_exact_mut(PANEL).enumerate() {
+                let (half, j) = (column / 4, column % 4);
+                for (output, out) in out.iter_mut().enumerate() {
+                    let code = match storage {
+                        Storage::Nibble => codes[output * 4 + j] >> (4 * half) & 15,
+                        _ => codes[half * PANEL * 4 + output * 4 + j],
+                    };
+                    *out = (i32::from(code) - zeros.of(output)) as f32;
+                }
+            }
+        }
+    }
+}
