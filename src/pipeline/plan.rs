@@ -366,7 +366,8 @@ fn plan_tensor<'a>(
                 _ => None,
             };
             for layout in [LayoutKind::CompressedRows, LayoutKind::Bitmask].into_iter().chain(pattern) {
-                let form = form_of(layout, kept)?;
+                // one that cannot hold it is no choice
+                let Ok(form) = form_of(layout, kept) else { continue };
                 if form.bytes().total() <= smallest.bytes().total() {
                     smallest = form;
                 }
