@@ -380,6 +380,20 @@ fn plan_tensor<'a>(
     };
     if format == OutputFormat::CompressedTensors
         && form.layout() == LayoutKind::Dense
+        && form.coding().granularity().is_some()
+        && !entry.name.ends_with(".weight")
+    {
+        return Err(PipelineError::Format {
+            path: checkpoint.path().to_path_buf(),
+            tensor: entry.name.clone(),
+            form: form.to_string(),
+            reason: "it names modules, and this is no module's `….weight`, so no loader would find it; ignore this \
+                     tensor, or choose the format `tersor`, which only tersor reads"
+                .into(),
+        });
+    }
+    if format == OutputFormat::CompressedTensors
+        && form.layout() == LayoutKind::Dense
         && let Some(reason) = compressed_tensors::why_not(&form)
     {
         return Err(PipelineError::Format {
@@ -496,16 +510,18 @@ fn plan_config(
     checkpoint: &Checkpoint,
     tensors: &[PlannedTensor<'_>],
 ) -> Result<Option<Value>, PipelineError> {
-    let weights = tensors.iter().filter_map(|t| Some((t.entry.module(), t.entry.class, described(t)?)));
-    let mut untouched: Vec<&str> = tensors
-        .iter()
-        .filter(|t| t.entry.class == TensorClass::Linear && described(t).is_none())
+    // only a weight has a module of its name, which a loader could find
+    let modules = || tensors.iter().filter(|t| t.entry.name.ends_with(".weight"));
+    let weights = modules().filter_map(|t| Some((t.entry.module(), t.entry.class, described(t)?)));
+    // whatever its name, a matrix may be a linear module to whoever loads the model
+    let mut untouched: Vec<&str> = modules()
+        .filter(|t| t.entry.shape.len() == 2 && described(t).is_none())
         .map(|t| t.entry.module())
         .collect();
     // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
     let has_embedding = tensors.iter().any(|t| t.entry.class == TensorClass::Embedding);
     let has = |part: &str| tensors.iter().any(|t| t.entry.module().contains(part));
-    if has_embedding && !has("lm_head") {
+    if has_embedding && !has("lm_head") && !has("embed_out") {
         untouched.push("re:.*lm_head$");
     }
     if has_embedding && has("cls.predictions.") && !has("cls.predictions.decoder") {

@@ -11,7 +11,7 @@ use crate::weight::{Bits, Granularity, NofM};
 const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
 /// What presets leave alone: the output layer, whose errors are the output's, and the small layers that choose experts.
-const USUAL_IGNORE: [&str; 4] = ["*lm_head", "*.gate", "*.shared_expert_gate", "*.router"];
+const USUAL_IGNORE: [&str; 5] = ["*lm_head", "*embed_out", "*.gate", "*.shared_expert_gate", "*.router"];
 
 /// Presets by name, and what they do.
 const PRESETS: [(&str, &str); 13] = [
@@ -49,7 +49,7 @@ pub struct PresetOptions {
 impl Recipe {
     /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes.
     ///
-    /// Presets name linear and convolution weights, and leave an output layer called `lm_head` and the routers of experts
+    /// Presets name linear and convolution weights, and leave an output layer called `lm_head` or `embed_out` and the routers of experts
     /// (`gate`, `router`) as they are; `fp16` and `bf16` convert every float
     /// tensor.
     ///

@@ -57,7 +57,7 @@ fn config_json_says_how_weights_are_quantized() {
     let quantization = &config["quantization_config"];
     assert_eq!(quantization["quant_method"], "compressed-tensors");
     assert_eq!(quantization["format"], "pack-quantized");
-    assert_eq!(quantization["ignore"], json!(["lm_head"]));
+    assert_eq!(quantization["ignore"], json!(["model.embed_tokens", "lm_head"]));
     let group = &quantization["config_groups"]["group_0"];
     assert_eq!(group["targets"], json!(["Linear"]));
     assert_eq!(group["weights"]["num_bits"], 4);
