@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::CheckpointError;
 use super::class::TensorClass;
+use super::companions::Companions;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
 use super::header::{self, TensorEntry};
 use super::mmap;
@@ -256,18 +257,13 @@ impl Checkpoint {
         }
     }
 
-    /// Files beside the weights that belong to the model: everything in the folder but weights (in any format), their
-    /// index, `config.json` and hidden files. Paths are relative to the folder.
+    /// Files beside the weights that were opened: those that belong to the model, and other weights. Paths are relative to
+    /// the folder; there are none beside a single file.
     ///
     /// # Errors
     /// When a folder cannot be listed.
-    pub(crate) fn companions(&self) -> Result<Vec<PathBuf>, CheckpointError> {
-        let mut found = Vec::new();
-        if self.root.is_dir() {
-            list_companions(&self.root, &PathBuf::new(), &mut found)?;
-        }
-        found.sort();
-        Ok(found)
+    pub(crate) fn companions(&self) -> Result<Companions, CheckpointError> {
+        if self.root.is_dir() { Companions::of(&self.root, self.files()) } else { Ok(Companions::default()) }
     }
 
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
@@ -459,32 +455,4 @@ fn check_index(
         Some(tensor) => bad(format!("does not name tensor `{tensor}`, which is in a shard")),
         None => Ok(()),
     }
-}
-
-/// Weights in whatever format: these are not carried along.
-const WEIGHT_FILES: [&str; 11] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "gguf", "onnx", "msgpack", "tflite", "ot"];
-
-fn list_companions(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> Result<(), CheckpointError> {
-    let folder = root.join(below);
-    for item in fs::read_dir(&folder).map_err(CheckpointError::io(&folder, "list"))? {
-        let item = item.map_err(CheckpointError::io(&folder, "list"))?;
-        let relative = below.join(item.file_name());
-        let name = item.file_name().to_string_lossy().into_owned();
-        let is_weight = relative.extension().is_some_and(|e| WEIGHT_FILES.iter().any(|w| e == *w));
-        if name.starts_with('.') || is_weight || name.ends_with(".safetensors.index.json") {
-            continue;
-        }
-        if below.as_os_str().is_empty() && (name == "config.json" || name == super::output::MANIFEST) {
-            continue;
-        }
-        let metadata = fs::metadata(root.join(&relative)).map_err(CheckpointError::io(&relative, "read"))?;
-        // folders such as `1_Pooling`; deeper ones hold other formats or caches
-        if metadata.is_dir() && below.as_os_str().is_empty() {
-            list_companions(root, &relative, found)?;
-        } else if metadata.is_file() {
-            found.push(relative);
-        }
-    }
-    Ok(())
 }

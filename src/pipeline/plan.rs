@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::PipelineError;
 use super::global::{Share, shares};
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
-use crate::checkpoint::{Checkpoint, Entry, Stored, TensorClass, TensorSpec, file_bytes};
+use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::{FloatType, Precision};
 use crate::layer::Method;
 use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
@@ -152,6 +152,7 @@ pub struct Plan<'a> {
     pub(super) files: Vec<PlannedFile>,
     /// `config.json`, if the output has one.
     pub(super) config: Option<Value>,
+    pub(super) companions: Companions,
 }
 
 impl<'a> Plan<'a> {
@@ -171,7 +172,8 @@ impl<'a> Plan<'a> {
         check_names(checkpoint, &tensors)?;
         let files = plan_files(checkpoint, &tensors);
         let config = plan_config(checkpoint, &tensors)?;
-        Ok(Self { checkpoint, format, tensors, files, config })
+        let companions = checkpoint.companions()?;
+        Ok(Self { checkpoint, format, tensors, files, config, companions })
     }
 
     /// The output format.
@@ -202,6 +204,13 @@ impl<'a> Plan<'a> {
     /// Safetensors files of the output: name and exact bytes.
     pub fn output_files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.files.iter().map(|f| (f.name.as_str(), f.bytes))
+    }
+
+    /// Weights in the source's folder that are not part of the checkpoint, and that the output will therefore lack: those of
+    /// another part of the model, such as `2_Dense/model.safetensors`, or the same in another format. Relative to the
+    /// folder.
+    pub fn left_behind(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.companions.left_behind.iter().map(PathBuf::as_path)
     }
 
     /// Most bytes that the run holds at a time, apart from the mapped source: what the largest tensor takes.

@@ -19,19 +19,38 @@ fn config(folder: &Path) -> Value {
 #[test]
 fn what_belongs_to_the_model_is_carried_along() {
     let source = folder(&decoder(DType::F32), Some(&architectures()));
-    let kept = ["tokenizer.json", "README.md", "1_Pooling/config.json", "merges.txt"];
-    let left =
-        ["pytorch_model.bin", "onnx/model.onnx", "1_Pooling/weights.bin", ".gitattributes", "model.h5"];
-    for name in kept.into_iter().chain(left) {
+    let kept =
+        ["tokenizer.json", "README.md", "1_Pooling/config.json", "merges.txt", "2_Dense/deep/er/x.json"];
+    let left = [
+        "1_Pooling/weights.bin",
+        "2_Dense/model.safetensors",
+        "consolidated.safetensors",
+        "model.h5",
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "pytorch_model.bin",
+        "rng.pkl",
+        "weights.npz",
+    ];
+    let useless = [".gitattributes", "pytorch_model.bin.index.json", "2_Dense/model.safetensors.index.json"];
+    for name in kept.into_iter().chain(left).chain(useless) {
         fs::create_dir_all(source.path().join(name).parent().unwrap()).unwrap();
         source.put(name, format!("this is {name}"));
     }
     fs::create_dir_all(source.path().join(".cache/deep")).unwrap();
     source.put(".cache/deep/x.json", "{}");
     let before = Snapshot::of(source.path());
-    let (_work, output, _) = compressed(source.path(), &["--preset", "int8"]);
+    let (_work, output, report) = compressed(source.path(), &["--preset", "int8"]);
     let snapshot = Snapshot::of(&output);
     let files = snapshot.files(&output);
+    // no weight goes without a word
+    assert_eq!(report["left_behind"], json!(left));
+    let plan = args!["plan", source.path(), "--preset", "int8"];
+    assert_contains(
+        &tersor(&plan).quietly(),
+        &["left behind: `1_Pooling/weights.bin`", "2_Dense", "4 others"],
+    );
+    assert_eq!(tersor(plan.into_iter().chain(args!["--json"])).json()["left_behind"], json!(left));
     for name in kept {
         assert_eq!(files[name], format!("this is {name}").as_bytes());
     }
@@ -44,6 +63,18 @@ fn what_belongs_to_the_model_is_carried_along() {
     let (_work, again, _) = compressed(&output, &["--preset", "int4"]);
     assert_eq!(Snapshot::of(&again).files(&again).keys().collect::<Vec<_>>(), expected);
     assert_ne!(fs::read(again.join("tersor.json")).unwrap(), files["tersor.json"]);
+}
+
+/// A link to a folder above it is no endless tree.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_holds_itself_is_listed_once() {
+    let source = folder(&decoder(DType::F32), None);
+    fs::create_dir(source.path().join("sub")).unwrap();
+    source.put("sub/x.json", "{}");
+    std::os::unix::fs::symlink(source.path(), source.path().join("sub/around")).unwrap();
+    let (_work, output, _) = compressed(source.path(), &["--preset", "bf16"]);
+    assert_eq!(names(&output.join("sub")), ["x.json"]);
 }
 
 #[test]
