@@ -1,17 +1,19 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::CheckpointError;
 use super::class::TensorClass;
 use super::companions::Companions;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
-use super::header::{self, TensorEntry};
+use super::header::{self, TensorEntry, UniqueMap};
 use super::mmap;
 use crate::dtype::{DType, FloatType, Precision};
+use crate::file::read_regular;
 use crate::kernels::convert;
 use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
 
@@ -110,6 +112,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, (usize, TensorEntry)>,
     entries: Vec<Entry>,
+    /// Where each entry stands among them.
+    by_name: HashMap<String, usize>,
     config: Option<Value>,
 }
 
@@ -156,8 +160,11 @@ impl Checkpoint {
         if let Some(index) = index {
             check_index(&root.join(INDEX), &index, &shards, &tensors)?;
         }
-        let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), config };
+        let by_name = HashMap::new();
+        let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), by_name, config };
         checkpoint.entries = checkpoint.find_entries(&order)?;
+        checkpoint.by_name =
+            checkpoint.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
         Ok(checkpoint)
     }
 
@@ -186,7 +193,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is none of this name.
     pub fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
-        self.entries.iter().find(|e| e.name == name).ok_or_else(|| self.missing(name))
+        self.by_name.get(name).map(|i| &self.entries[*i]).ok_or_else(|| self.missing(name))
     }
 
     /// `config.json`, if the checkpoint is a folder that has one.
@@ -272,8 +279,7 @@ impl Checkpoint {
 
     /// The file that holds a tensor of the model.
     pub(crate) fn entry_file(&self, name: &str) -> Option<&Path> {
-        let entry = self.entries.iter().find(|e| e.name == name)?;
-        Some(&self.shards[entry.file].path)
+        Some(&self.shards[self.entry(name).ok()?.file].path)
     }
 
     fn missing(&self, name: &str) -> CheckpointError {
@@ -352,11 +358,7 @@ fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
 }
 
 fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
-    // a pipe would be waited for
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(CheckpointError::config(path, "is not a regular file"));
-    }
-    match fs::read(path) {
+    match read_regular(path) {
         Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
             Ok(config) if config.is_object() => Ok(Some(config)),
             Ok(_) => Err(CheckpointError::config(path, "is not a JSON object")),
@@ -365,6 +367,13 @@ fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(CheckpointError::io(path, "read")(e)),
     }
+}
+
+/// What an index must have no two of.
+#[derive(Deserialize)]
+struct UniqueKeys {
+    #[serde(rename = "weight_map")]
+    _weight_map: UniqueMap<Value>,
 }
 
 type WeightMap = BTreeMap<String, String>;
@@ -417,13 +426,15 @@ fn find_files(root: &Path) -> Result<(Vec<PathBuf>, Option<WeightMap>), Checkpoi
 
 fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
     let bad = |reason: String| CheckpointError::Index { path: path.to_path_buf(), reason };
-    let bytes = fs::read(path).map_err(CheckpointError::io(path, "read"))?;
+    let bytes = read_regular(path).map_err(CheckpointError::io(path, "read"))?;
     let index: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("is not JSON: {e}")))?;
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| bad("has no `weight_map` from tensor names to files".into()))?;
     if map.is_empty() {
         return Err(bad("its `weight_map` is empty".into()));
     }
+    // of two equal keys the last has won so far
+    serde_json::from_slice::<UniqueKeys>(&bytes).map_err(|e| bad(e.to_string()))?;
     map.iter()
         .map(|(tensor, file)| match file.as_str() {
             Some(file) => Ok((tensor.clone(), file.to_owned())),

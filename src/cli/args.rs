@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::num::{NonZeroUsize, ParseFloatError};
 use std::path::PathBuf;
 
@@ -167,8 +168,10 @@ impl RecipeArgs {
             Format::Tersor => OutputFormat::Tersor,
         });
         let mut recipe = if let Some(path) = &self.recipe {
-            let text =
-                std::fs::read_to_string(path).map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
+            let mut text = String::new();
+            tersor::open_regular(path)
+                .and_then(|mut file| file.read_to_string(&mut text))
+                .map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
             Recipe::from_toml(&text).map_err(|e| format!("{}: {e}", path.display()))?
         } else {
             let overflow = match self.overflow {

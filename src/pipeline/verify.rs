@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::PipelineError;
 use crate::checkpoint::{Checkpoint, CheckpointError, Entry, MANIFEST, Stored};
 use crate::evaluate::WeightErrors;
+use crate::file::read_regular;
 use crate::kernels::reduce;
 use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid};
 
@@ -85,7 +86,7 @@ pub fn verify(
 /// nothing else tells them from a fault.
 fn pruned_layers(output: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     let path = output.join(MANIFEST);
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(BTreeSet::new()) };
+    let Ok(bytes) = read_regular(&path) else { return Ok(BTreeSet::new()) };
     let manifest: Value = serde_json::from_slice(&bytes)
         .map_err(|e| CheckpointError::config(&path, format!("is not JSON: {e}")))?;
     let layers = manifest.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

@@ -214,6 +214,15 @@ fn metadata_that_occurs_twice_is_refused() {
 }
 
 #[test]
+fn a_key_that_occurs_twice_in_metadata_is_refused() {
+    let file = File::new(raw(r#"{"__metadata__":{"a":"1","a":"2"}}"#, &[]));
+    refused!(file.open(), Header, file.path, ["`__metadata__`", "`a` occurs twice"]);
+    let weights = r#"{\"version\":1,\"weights\":{\"x\":{},\"x\":{}}}"#;
+    let file = File::new(raw(format!(r#"{{"__metadata__":{{"tersor":"{weights}"}}}}"#), &[]));
+    refused!(file.open(), Config, file.path, ["`tersor`", "`x` occurs twice"]);
+}
+
+#[test]
 fn an_unknown_dtype_is_refused() {
     let file = one("F128", "[1]", [0, 16], 16);
     refused!(file.open(), Header, file.path, ["`a`", "unknown variant `F128`"]);
@@ -316,6 +325,49 @@ fn a_pipe_is_refused_without_waiting_for_its_other_end() {
     std::thread::spawn(move || send.send(Checkpoint::open(opened)).ok());
     let result = receive.recv_timeout(std::time::Duration::from_secs(5)).expect("opening the pipe waits");
     refused!(result, NotACheckpoint, path, ["not a regular file"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_index_config_or_image() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    for name in ["model.safetensors.index.json", "config.json", "images"] {
+        let folder = Folder::new();
+        folder.put("model.safetensors", small());
+        let path = folder.path().join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let root = folder.path().to_path_buf();
+        std::thread::spawn(move || {
+            let error = match name {
+                "images" => tersor::ImageSet::open(root.join(name), root.join(name))
+                    .map(|_| ())
+                    .map_err(|e| e.to_string()),
+                _ => Checkpoint::open(&root).map(|_| ()).map_err(|e| tersor::one_line(&e)),
+            };
+            send.send(error).ok();
+        });
+        let error = receive.recv_timeout(std::time::Duration::from_secs(5)).expect("opening the pipe waits");
+        let error = error.unwrap_err();
+        assert!(error.contains(path.to_str().unwrap()) && error.contains("not a regular file"), "{error}");
+    }
+    let device = tersor::open_regular("/dev/zero").unwrap_err().to_string();
+    assert!(device.contains("not a regular file"), "{device}");
+}
+
+/// Looking up every tensor by its name takes no longer than listing them.
+#[test]
+fn many_tensors_are_found_by_name() {
+    let names: Vec<String> = (0..40_000).map(|i| format!("layers.{i}.a_rather_long_name.weight")).collect();
+    let tensors: Vec<_> = names.iter().map(|n| stored(n, DType::U8, &[0], [])).collect();
+    let checkpoint = File::new(safetensors(&tensors, &[].into()));
+    let checkpoint = checkpoint.open().unwrap();
+    let start = std::time::Instant::now();
+    for name in &names {
+        assert_eq!(checkpoint.entry(name).unwrap().name, *name);
+    }
+    // one by one it is 800 million comparisons
+    assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
 #[test]
