@@ -220,7 +220,7 @@ impl Checkpoint {
     /// The values of a tensor of the model in `f32`: widened, or dequantized.
     ///
     /// # Errors
-    /// When there is no such tensor, it is not made of floats, or the parts of a compressed weight do not fit.
+    /// When there is no such tensor, it is not made of floats, a finite f64 is beyond the largest f32, or the parts of a compressed weight do not fit.
     pub fn dense(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let entry = self.entry(name)?;
         if let Stored::Plain(dtype) = entry.stored {
@@ -241,6 +241,9 @@ impl Checkpoint {
             }
             let mut values = vec![0.0; tensor.bytes.len() / float.size()];
             convert::widen(float, tensor.bytes, &mut values);
+            if float == FloatType::F64 {
+                check_overflow(tensor, name, &values)?;
+            }
             return Ok(values);
         }
         Ok(self.weight(name)?.dequantize().into_raw_vec_and_offset().0)
@@ -347,6 +350,19 @@ impl Checkpoint {
         }
         Ok(entries)
     }
+}
+
+/// A finite f64 that became an infinite f32 is no fault of the checkpoint's, and no infinity of its.
+fn check_overflow(tensor: TensorRef<'_>, name: &str, values: &[f32]) -> Result<(), CheckpointError> {
+    let (wide, _) = tensor.bytes.as_chunks::<8>();
+    let overflows = |i: &usize| values[*i].is_infinite() && f64::from_le_bytes(wide[*i]).is_finite();
+    let Some(index) = (0..values.len()).find(overflows) else { return Ok(()) };
+    let reason = format!(
+        "{:e} at index {index} is beyond {:e}, the largest f32, in which tersor computes; rescale the tensor or ignore it",
+        f64::from_le_bytes(wide[index]),
+        f32::MAX
+    );
+    Err(CheckpointError::tensor(tensor.path, name, reason))
 }
 
 fn embedding_rows(config: Option<&Value>) -> Vec<usize> {

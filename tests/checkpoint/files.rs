@@ -516,11 +516,22 @@ fn floats_are_widened_exactly() {
 #[test]
 fn f64_is_rounded_to_the_nearest_f32() {
     // 1 + 2^-24 is halfway between 1 and the next f32, and goes to the even one
-    let values = [0.1f64, 1.0 + 2f64.powi(-24), 1.0 + 3.0 * 2f64.powi(-24), -1e300, 1e-300];
+    let values = [0.1f64, 1.0 + 2f64.powi(-24), 1.0 + 3.0 * 2f64.powi(-24), -f64::INFINITY, 1e-300];
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let file = File::new(safetensors(&[stored("w", DType::F64, &[5], bytes)], &[].into()));
     let expected = [0.1f32, 1.0, 1.0 + 2f32.powi(-22), -f32::INFINITY, 0.0];
     assert_eq!(file.open().unwrap().dense("w").unwrap(), expected);
+}
+
+#[test]
+fn f64_beyond_the_largest_f32_is_not_called_infinite() {
+    let bytes: Vec<u8> = [f64::NAN, 1.0, -1e300].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let file = File::new(safetensors(&[stored("w", DType::F64, &[3], bytes)], &[].into()));
+    let parts = ["`w`", "-1e300 at index 2", "3.4028235e38, the largest f32"];
+    for result in [file.open().unwrap().dense("w").map(|_| ()), file.open().unwrap().weight("w").map(|_| ())]
+    {
+        refused!(result, Tensor, file.path, [parts[0], parts[1], parts[2]]);
+    }
 }
 
 #[test]
