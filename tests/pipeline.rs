@@ -127,7 +127,61 @@ fn peak_memory_is_that_of_the_largest_tensor() {
         let rest = peak(&many, &recipe.ignore("large").unwrap());
         assert!((4 * 64 * 64..32 * 64 * 64).contains(&rest), "{names}: {rest}");
     }
-    assert_eq!(peak(&few, &preset("int8").ignore("*").unwrap()), 0);
+}
+
+/// A percentile is found in a sorted copy.
+#[test]
+fn peak_memory_counts_the_copy_that_is_sorted() {
+    let source = folder(&[weight("large.weight", DType::F32, &[512, 256])], None);
+    let checkpoint = source.open().unwrap();
+    let peak = |observer| {
+        let method = RoundToNearest::int(bits(8)).granularity(Granularity::Tensor).observer(observer);
+        let recipe = Recipe::new().step(Step::quantize(method));
+        Plan::new(&checkpoint, &recipe).unwrap().peak_memory()
+    };
+    assert_eq!(peak(Observer::Percentile(99.0)), peak(Observer::MinMax) + 4 * 512 * 256);
+}
+
+/// What an option leaves without effect is an error that names the option.
+#[test]
+fn options_without_effect_are_refused() {
+    let source = folder(&decoder(DType::F32), None);
+    let checkpoint = source.open().unwrap();
+    let refused = |recipe: &Recipe, parts: &[&str]| {
+        let error = Plan::new(&checkpoint, recipe).unwrap_err();
+        assert!(matches!(error, PipelineError::NothingLeft { .. }), "{error:?}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "no `{part}` in: {error}");
+        }
+    };
+    let parts = [source.path().to_str().unwrap(), "`ignore`", "nothing to do", "`*`"];
+    refused(&preset("int8").ignore("*").unwrap(), &parts);
+    refused(&preset("fp16").ignore("*").unwrap(), &parts);
+    // by the usual exceptions and a pattern together
+    refused(&preset("int8").ignore("model.layers.*").unwrap(), &["`model.layers.*`, `*lm_head`"]);
+    let clamp = PresetOptions { overflow: Overflow::Clamp, ..PresetOptions::default() };
+    for names in ["int8", "2:4", "2:4+int4"] {
+        let error = Recipe::preset(names, clamp).unwrap_err().to_string();
+        assert!(error.contains(names) && error.contains("overflow"), "{error}");
+    }
+    assert!(Recipe::preset("2:4+fp16", clamp).is_ok());
+}
+
+/// Every float means every float; what is not pruned is converted all the same.
+#[test]
+fn a_head_that_is_not_pruned_is_converted() {
+    let source = folder(&decoder(DType::F32), None);
+    let checkpoint = source.open().unwrap();
+    for (names, layer) in [("2:4+fp16", "2:4 × f16"), ("fp16+2:4", "2:4 × f16")] {
+        let recipe = preset(names);
+        let planned = planned(&Plan::new(&checkpoint, &recipe).unwrap());
+        assert_eq!(planned["lm_head.weight"].0, "f16");
+        assert_eq!(planned["model.layers.0.q_proj.weight"].0, layer);
+        assert_eq!(planned["model.embed_tokens.weight"].0, "f16");
+    }
+    let recipe = preset("2:4+int8");
+    let planned = planned(&Plan::new(&checkpoint, &recipe).unwrap());
+    assert_eq!(planned["lm_head.weight"], ("F32".into(), "ignored by `*lm_head`".into()));
 }
 
 /// Where a run stood at each call: the tensor, and the bytes done and in all.

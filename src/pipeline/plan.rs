@@ -114,11 +114,13 @@ impl PlannedTensor<'_> {
             PlannedAction::Copy => 0,
             PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
             // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
-            // stored bytes), the result dequantized for its error, and scale and zero point of every tile
+            // stored bytes), the result dequantized for its error, scale and zero point of every tile, and what the method
+            // takes for itself
             PlannedAction::Compress(job) => {
                 let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
                 let tiles = job.form.grid().map_or(0, |grid| 8 * grid.len() as u64);
-                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total()
+                let scratch = job.quantize.map_or(0, |method| method.scratch_bytes(&self.entry.shape));
+                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total() + scratch
             }
         }
     }
@@ -258,7 +260,28 @@ fn check_matches(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipelin
             return nothing(format!("step {} of the recipe", i + 1), hint);
         }
     }
-    Ok(())
+    check_leaves_something(checkpoint, recipe)
+}
+
+/// A recipe whose tensors are all ignored would do nothing, and look as if it had.
+fn check_leaves_something(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
+    let mut patterns: Vec<String> = Vec::new();
+    for entry in checkpoint.entries() {
+        let named = recipe.steps().iter().any(|s| s.applies_to(&entry.name, entry.class));
+        if !named || compressible(entry).is_err() {
+            continue;
+        }
+        let Decision::Ignored(pattern) = recipe.decide(&entry.name, entry.class)? else { return Ok(()) };
+        let pattern = format!("`{pattern}`");
+        if !patterns.contains(&pattern) {
+            patterns.push(pattern);
+        }
+    }
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let (path, patterns) = (checkpoint.path().to_path_buf(), patterns.join(", "));
+    Err(PipelineError::NothingLeft { path, patterns })
 }
 
 fn hint(pattern: &str, entries: &[Entry]) -> String {
@@ -547,6 +570,22 @@ fn plan_config(
         let path: PathBuf = checkpoint.path().join("config.json");
         let reason = format!("the model is already quantized by `{method}`; start from the original model");
         return Err(crate::checkpoint::CheckpointError::Config { path, reason }.into());
+    }
+    let theirs = config.as_ref().and_then(|c| c.get("quantization_config"));
+    if let Some(theirs) = theirs.filter(|q| foreign_is_ours(Some(q)))
+        && let beyond = compressed_tensors::beyond_weights(theirs)
+        && !beyond.is_empty()
+    {
+        let reason = format!(
+            "quantization_config has {}, which the output would lose: tersor writes how weights are stored, and nothing \
+             else; start from the original model",
+            beyond.join(", ")
+        );
+        return Err(crate::checkpoint::CheckpointError::config(
+            &checkpoint.path().join("config.json"),
+            reason,
+        )
+        .into());
     }
     if let Some(quantization) = quantization {
         config.get_or_insert_with(|| json!({}))["quantization_config"] = quantization;

@@ -136,6 +136,31 @@ fn a_model_quantized_by_another_method_is_refused() {
     refuses(source.path(), &["--preset", "int8"], &[path.to_str().unwrap(), "already quantized by `gptq`"]);
 }
 
+/// Activations, caches and rotations that a configuration describes are not dropped from it.
+#[test]
+fn what_a_configuration_says_beyond_weights_is_not_lost() {
+    let source = folder(&decoder(DType::F32), Some(&architectures()));
+    let (_work, int8, _) = compressed(source.path(), &["--preset", "int8"]);
+    let path = int8.join("config.json");
+    let written = config(&int8);
+    let activations =
+        json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true});
+    for (at, value, name) in [
+        ("/config_groups/group_0/input_activations", activations.clone(), "`input_activations` of group_0"),
+        ("/config_groups/group_0/output_activations", activations.clone(), "`output_activations` of group_0"),
+        ("/kv_cache_scheme", activations, "`kv_cache_scheme`"),
+        ("/transform_config", json!({"config_groups": {"R1": {}}}), "`transform_config`"),
+        ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "`sparsity_config`"),
+    ] {
+        let mut config = written.clone();
+        *config["quantization_config"].pointer_mut(at).unwrap() = value;
+        fs::write(&path, config.to_string()).unwrap();
+        for preset in ["int4", "fp16"] {
+            refuses(&int8, &["--preset", preset], &[path.to_str().unwrap(), name, "start from the original"]);
+        }
+    }
+}
+
 #[test]
 fn shards_stay_shards() {
     let source = sharded(&mixed(DType::F32), None);

@@ -212,6 +212,31 @@ impl QuantizationConfig {
     }
 }
 
+/// What a `quantization_config` says beyond the form of weights: writing it anew would drop that. Empty when there is
+/// nothing of the kind.
+pub(crate) fn beyond_weights(quantization: &Value) -> Vec<String> {
+    let says = |value: &Value| match value {
+        Value::Null => false,
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    };
+    let mut found = Vec::new();
+    for (group, scheme) in quantization.get("config_groups").and_then(Value::as_object).into_iter().flatten()
+    {
+        for key in ["input_activations", "output_activations"] {
+            if scheme.get(key).is_some_and(says) {
+                found.push(format!("`{key}` of {group}"));
+            }
+        }
+    }
+    for key in ["kv_cache_scheme", "transform_config", "sparsity_config"] {
+        if quantization.get(key).is_some_and(says) {
+            found.push(format!("`{key}`"));
+        }
+    }
+    found
+}
+
 /// Whether a version is known to be lower than 0.18.
 fn is_before_0_18(version: &str) -> bool {
     let mut parts = version.split('.').map(str::parse::<u32>);
