@@ -103,6 +103,15 @@ impl Precision {
         }
     }
 
+    /// Smallest positive value, a subnormal, and smallest normal one. The first does not fit `f32` with room to halve it.
+    pub(crate) fn smallest(self) -> (f64, f64) {
+        match self {
+            Self::F32 => (2f64.powi(-149), 2f64.powi(-126)),
+            Self::F16 => (2f64.powi(-24), 2f64.powi(-14)),
+            Self::Bf16 => (2f64.powi(-133), 2f64.powi(-126)),
+        }
+    }
+
     /// The dtype a tensor of this precision has in a file.
     pub fn dtype(self) -> DType {
         match self {
@@ -131,6 +140,15 @@ mod tests {
         assert_eq!(Precision::F32.epsilon(), 2f32.powi(-23));
         assert_eq!(Precision::F16.epsilon(), 2f32.powi(-10));
         assert_eq!(Precision::Bf16.epsilon(), 2f32.powi(-7));
+    }
+
+    #[test]
+    fn smallest_values_are_those_of_the_formats() {
+        assert_eq!(Precision::F32.smallest().0, f64::from(f32::from_bits(1)));
+        assert_eq!(Precision::F16.smallest().0, f16::from_bits(1).to_f64());
+        assert_eq!(Precision::Bf16.smallest().0, bf16::from_bits(1).to_f64());
+        assert_eq!(Precision::F16.smallest().1, f16::MIN_POSITIVE.to_f64());
+        assert_eq!(Precision::Bf16.smallest().1, bf16::MIN_POSITIVE.to_f64());
     }
 
     #[test]

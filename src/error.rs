@@ -28,3 +28,13 @@ pub fn one_line(error: &dyn Error) -> String {
     }
     line.replace('\n', " ")
 }
+
+/// The most similar of some names, if one is similar at all.
+pub(crate) fn nearest(name: &str, valid: &[&str]) -> Option<String> {
+    valid
+        .iter()
+        .map(|v| (strsim::jaro_winkler(name, v), *v))
+        .filter(|(similarity, _)| *similarity > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, v)| v.to_owned())
+}

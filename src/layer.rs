@@ -63,6 +63,13 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// The coding that the result will have, if the weight has `coding` before.
     fn coding(&self, before: Coding) -> Coding;
 
+    /// Bytes that [`compress`](Self::compress) takes for a tensor of this shape beside the values, their codes and the result,
+    /// such as a sorted copy. What it takes for each tile at a time counts once for every thread.
+    fn scratch_bytes(&self, shape: &[usize]) -> u64 {
+        let _ = shape;
+        0
+    }
+
     /// Compresses a layer.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod distill;
 mod dtype;
 mod error;
 pub mod evaluate;
+mod file;
 #[allow(unsafe_code)]
 pub mod kernels;
 mod layer;
@@ -23,6 +24,7 @@ pub use checkpoint::{
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
 pub use evaluate::{ImageSet, Score, WeightErrors, classify};
+pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use layer::{Compressed, Layer, Method, MethodError};
 pub use model::{ModelError, Sequential};

@@ -10,17 +10,18 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use tersor::pipeline::Progress;
 use tersor::recipe::{LayoutChoice, Prune, Selection};
 use tersor::{
-    Axis, Bits, Checkpoint, Coding, Compressed, DType, FloatCast, Granularity, Layer, LayoutKind, Magnitude,
-    Method, MethodError, NofM, Observer, OutputFormat, Overflow, PipelineError, Plan, Precision,
+    Axis, Bits, Checkpoint, CodeType, Coding, Compressed, DType, FloatCast, Granularity, Layer, LayoutKind,
+    Magnitude, Method, MethodError, NofM, Observer, OutputFormat, Overflow, PipelineError, Plan, Precision,
     PresetOptions, Recipe, RoundToNearest, Run, Sparsity, Step, StoredTensor, Structured, TensorClass,
     VerifyOptions, one_line, verify,
 };
 
 use common::{Folder, f32s, stored};
-use models::{decoder, folder, mixed, sharded, values, weight};
+use models::{architectures, decoder, floats, folder, mixed, sharded, values, weight};
 
 fn preset(names: &str) -> Recipe {
     Recipe::preset(names, PresetOptions::default()).unwrap()
@@ -127,7 +128,61 @@ fn peak_memory_is_that_of_the_largest_tensor() {
         let rest = peak(&many, &recipe.ignore("large").unwrap());
         assert!((4 * 64 * 64..32 * 64 * 64).contains(&rest), "{names}: {rest}");
     }
-    assert_eq!(peak(&few, &preset("int8").ignore("*").unwrap()), 0);
+}
+
+/// A percentile is found in a sorted copy.
+#[test]
+fn peak_memory_counts_the_copy_that_is_sorted() {
+    let source = folder(&[weight("large.weight", DType::F32, &[512, 256])], None);
+    let checkpoint = source.open().unwrap();
+    let peak = |observer| {
+        let method = RoundToNearest::int(bits(8)).granularity(Granularity::Tensor).observer(observer);
+        let recipe = Recipe::new().step(Step::quantize(method));
+        Plan::new(&checkpoint, &recipe).unwrap().peak_memory()
+    };
+    assert_eq!(peak(Observer::Percentile(99.0)), peak(Observer::MinMax) + 4 * 512 * 256);
+}
+
+/// What an option leaves without effect is an error that names the option.
+#[test]
+fn options_without_effect_are_refused() {
+    let source = folder(&decoder(DType::F32), None);
+    let checkpoint = source.open().unwrap();
+    let refused = |recipe: &Recipe, parts: &[&str]| {
+        let error = Plan::new(&checkpoint, recipe).unwrap_err();
+        assert!(matches!(error, PipelineError::NothingLeft { .. }), "{error:?}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "no `{part}` in: {error}");
+        }
+    };
+    let parts = [source.path().to_str().unwrap(), "`ignore`", "nothing to do", "`*`"];
+    refused(&preset("int8").ignore("*").unwrap(), &parts);
+    refused(&preset("fp16").ignore("*").unwrap(), &parts);
+    // by the usual exceptions and a pattern together
+    refused(&preset("int8").ignore("model.layers.*").unwrap(), &["`model.layers.*`, `*lm_head`"]);
+    let clamp = PresetOptions { overflow: Overflow::Clamp, ..PresetOptions::default() };
+    for names in ["int8", "2:4", "2:4+int4"] {
+        let error = Recipe::preset(names, clamp).unwrap_err().to_string();
+        assert!(error.contains(names) && error.contains("overflow"), "{error}");
+    }
+    assert!(Recipe::preset("2:4+fp16", clamp).is_ok());
+}
+
+/// Every float means every float; what is not pruned is converted all the same.
+#[test]
+fn a_head_that_is_not_pruned_is_converted() {
+    let source = folder(&decoder(DType::F32), None);
+    let checkpoint = source.open().unwrap();
+    for (names, layer) in [("2:4+fp16", "2:4 × f16"), ("fp16+2:4", "2:4 × f16")] {
+        let recipe = preset(names);
+        let planned = planned(&Plan::new(&checkpoint, &recipe).unwrap());
+        assert_eq!(planned["lm_head.weight"].0, "f16");
+        assert_eq!(planned["model.layers.0.q_proj.weight"].0, layer);
+        assert_eq!(planned["model.embed_tokens.weight"].0, "f16");
+    }
+    let recipe = preset("2:4+int8");
+    let planned = planned(&Plan::new(&checkpoint, &recipe).unwrap());
+    assert_eq!(planned["lm_head.weight"], ("F32".into(), "ignored by `*lm_head`".into()));
 }
 
 /// Where a run stood at each call: the tensor, and the bytes done and in all.
@@ -488,6 +543,67 @@ fn verify_finds_errors_beyond_the_bound() {
     assert_eq!((errors(&int8, None), errors(&int3, None)), (0, 0));
     assert_eq!((errors(&int8, Some(0.02)), errors(&int3, Some(0.02))), (0, 2));
     assert_eq!((errors(&int8, Some(0.0)), errors(&int3, Some(f64::INFINITY))), (2, 0));
+}
+
+/// Ranges even on both sides of 0 with zero points, and scales too small to be precise, are rounded to nearest like any.
+#[test]
+fn verify_accepts_what_rounding_to_nearest_gives() {
+    let one_sided: Vec<f32> = values(64 * 64, 5).iter().map(|x| x.abs()).collect();
+    let asymmetric = |bits_: u8| RoundToNearest::codes(CodeType::Int { bits: bits(bits_), symmetric: false });
+    let tiny = |scale: f32| -> Vec<f32> { values(64 * 64, 6).iter().map(|x| x * scale).collect() };
+    let mut cases = vec![(DType::F32, one_sided, Step::quantize(asymmetric(8).observer(Observer::AbsMax)))];
+    for scale in [1e-3, 1e-4, 3e-5, 1e-5, 1e-6] {
+        for step in [
+            Step::quantize(RoundToNearest::int(bits(8))),
+            Step::quantize(RoundToNearest::int(bits(3))),
+            Step::quantize(asymmetric(8)),
+            Step::quantize(asymmetric(4)),
+            Step::quantize(RoundToNearest::f8_e4m3()),
+        ] {
+            cases.push((DType::F16, tiny(scale), step));
+        }
+        cases.push((DType::F32, tiny(scale), Step::quantize(FloatCast::to(Precision::F16))));
+    }
+    for (dtype, values, step) in cases {
+        let tensor = stored("fc.weight", dtype, &[64, 64], floats(dtype, &values));
+        let source = folder(&[tensor], None);
+        let (_work, output, _) = run(source.path(), &Recipe::new().step(step.clone())).unwrap();
+        let verification = verify(source.path(), &output, VerifyOptions::default()).unwrap();
+        assert_eq!(verification.failures().count(), 0, "{dtype:?} {step:?} {:?}", verification.checks);
+    }
+}
+
+/// What `config.json` says must be what the files hold, because other loaders go by it.
+#[test]
+fn verify_holds_the_configuration_against_the_files() {
+    let source = folder(&decoder(DType::F32), Some(&architectures()));
+    let (_work, output, _) = run(source.path(), &preset("int8")).unwrap();
+    let path = output.join("config.json");
+    let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let failures = |config: &Value| -> Vec<(String, String)> {
+        fs::write(&path, config.to_string()).unwrap();
+        let verification = verify(source.path(), &output, VerifyOptions::default()).unwrap();
+        verification.failures().map(|c| (c.name.clone(), c.failure.clone().unwrap())).collect()
+    };
+    assert_eq!(failures(&written), []);
+    let layers = ["model.layers.0.q_proj.weight", "model.layers.0.down_proj.weight"];
+    for (at, value, names, part) in [
+        ("/config_groups/group_0/weights/num_bits", json!(4), &layers[..], "another form than int8, channel"),
+        ("/config_groups/group_0/weights/symmetric", json!(false), &layers, "another form"),
+        ("/config_groups/group_0/weights/strategy", json!("tensor"), &layers, "another form"),
+        ("/config_groups/group_0/targets", json!(["model.layers.0.q_proj"]), &layers[1..], "no group"),
+        ("/ignore", json!(["lm_head", "model.layers.0.q_proj"]), &layers[..1], "or `ignore` does"),
+        ("/ignore", json!([]), &["lm_head.weight"], "add it to `ignore`"),
+    ] {
+        let mut config = written.clone();
+        *config["quantization_config"].pointer_mut(at).unwrap() = value;
+        let failures = failures(&config);
+        assert_eq!(failures.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(), names, "{at}");
+        assert!(failures.iter().all(|f| f.1.contains(part)), "{failures:?}");
+    }
+    let failures = failures(&architectures());
+    assert_eq!(failures.len(), 2);
+    assert!(failures[0].1.contains("no quantization_config"), "{failures:?}");
 }
 
 /// Two runs, one that prunes and one that quantizes, end where one run with both steps ends.

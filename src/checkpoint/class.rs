@@ -35,12 +35,19 @@ impl TensorClass {
         let names_norm = lower.split('.').any(|part| {
             part.contains("norm") || part.starts_with("ln_") || part.starts_with("bn") || part == "ln"
         });
+        let parts = || lower.split('.').filter(|part| *part != "weight");
+        // GPT-NeoX calls its output layer so
+        let is_head = parts().next_back() == Some("embed_out");
         let names_embedding = lower.contains("embed")
-            || lower.split('.').any(|part| matches!(part, "wte" | "wpe" | "shared" | "position_ids"));
+            || parts().any(|part| matches!(part, "wte" | "wpe" | "shared" | "position_ids"))
+            || parts().next_back().is_some_and(|part| {
+                part == "emb" || part.ends_with("_emb") || part == "relative_attention_bias"
+            });
         match shape.len() {
             1 if last.ends_with("bias") || last == "beta" => Self::Bias,
             1 if names_norm || last == "gamma" => Self::Norm,
             2 if names_norm => Self::Norm,
+            2 if is_head => Self::Linear,
             2 if names_embedding && !lower.ends_with("proj.weight") => Self::Embedding,
             2 if last.ends_with("bias") => Self::Bias,
             2 if lower.contains("token_type") && embedding_rows.contains(&shape[0]) => Self::Embedding,
@@ -89,6 +96,17 @@ mod tests {
             ("conv1.weight", &[6, 1, 5, 5], TensorClass::Conv),
             ("bn1.weight", &[64], TensorClass::Norm),
             ("ip1.weight", &[300, 784], TensorClass::Linear),
+            ("embed_out.weight", &[512, 64], TensorClass::Linear),
+            ("gpt_neox.embed_in.weight", &[512, 64], TensorClass::Embedding),
+            ("tok_emb.weight", &[512, 64], TensorClass::Embedding),
+            ("pos_emb", &[512, 64], TensorClass::Embedding),
+            ("rwkv.emb.weight", &[512, 64], TensorClass::Embedding),
+            ("time_emb_proj.weight", &[512, 64], TensorClass::Linear),
+            (
+                "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                &[32, 8],
+                TensorClass::Embedding,
+            ),
             ("scalar", &[], TensorClass::Other),
             ("model.layers.0.self_attn.rotary_emb.inv_freq", &[32], TensorClass::Other),
         ] {

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::CheckpointError;
@@ -149,7 +151,10 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 return Err(A::Error::custom(format!("the name `{name}` occurs twice")));
             }
             if name == "__metadata__" {
-                raw.metadata = map.next_value()?;
+                raw.metadata = map
+                    .next_value::<UniqueMap<String>>()
+                    .map_err(|e| A::Error::custom(format!("`{name}`: {e}")))?
+                    .0;
             } else {
                 let info = map
                     .next_value::<TensorInfo>()
@@ -158,5 +163,35 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             }
         }
         Ok(raw)
+    }
+}
+
+/// A map in which no key occurs twice: a plain one would let the last of two win.
+pub(super) struct UniqueMap<V>(pub(super) BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
+    }
+}
+
+struct UniqueMapVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueMapVisitor<V> {
+    type Value = UniqueMap<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<V>, A::Error> {
+        let mut unique = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, V>()? {
+            if unique.contains_key(&key) {
+                return Err(A::Error::custom(format!("the name `{key}` occurs twice")));
+            }
+            unique.insert(key, value);
+        }
+        Ok(UniqueMap(unique))
     }
 }

@@ -7,6 +7,7 @@
 #![doc = include_str!("../../docs/formats.md")]
 
 mod class;
+mod companions;
 mod error;
 pub(crate) mod formats;
 mod header;
@@ -17,6 +18,7 @@ mod output;
 mod writer;
 
 pub use class::TensorClass;
+pub(crate) use companions::Companions;
 pub use error::CheckpointError;
 pub use formats::{StoredTensor, stored_tensors};
 pub use masks::{load_masks, save_masks};

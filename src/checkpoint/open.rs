@@ -1,16 +1,19 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::CheckpointError;
 use super::class::TensorClass;
+use super::companions::Companions;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
-use super::header::{self, TensorEntry};
+use super::header::{self, TensorEntry, UniqueMap};
 use super::mmap;
 use crate::dtype::{DType, FloatType, Precision};
+use crate::file::read_regular;
 use crate::kernels::convert;
 use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
 
@@ -109,6 +112,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, (usize, TensorEntry)>,
     entries: Vec<Entry>,
+    /// Where each entry stands among them.
+    by_name: HashMap<String, usize>,
     config: Option<Value>,
 }
 
@@ -155,8 +160,11 @@ impl Checkpoint {
         if let Some(index) = index {
             check_index(&root.join(INDEX), &index, &shards, &tensors)?;
         }
-        let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), config };
+        let by_name = HashMap::new();
+        let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), by_name, config };
         checkpoint.entries = checkpoint.find_entries(&order)?;
+        checkpoint.by_name =
+            checkpoint.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
         Ok(checkpoint)
     }
 
@@ -185,7 +193,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is none of this name.
     pub fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
-        self.entries.iter().find(|e| e.name == name).ok_or_else(|| self.missing(name))
+        self.by_name.get(name).map(|i| &self.entries[*i]).ok_or_else(|| self.missing(name))
     }
 
     /// `config.json`, if the checkpoint is a folder that has one.
@@ -212,7 +220,7 @@ impl Checkpoint {
     /// The values of a tensor of the model in `f32`: widened, or dequantized.
     ///
     /// # Errors
-    /// When there is no such tensor, it is not made of floats, or the parts of a compressed weight do not fit.
+    /// When there is no such tensor, it is not made of floats, a finite f64 is beyond the largest f32, or the parts of a compressed weight do not fit.
     pub fn dense(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let entry = self.entry(name)?;
         if let Stored::Plain(dtype) = entry.stored {
@@ -233,6 +241,9 @@ impl Checkpoint {
             }
             let mut values = vec![0.0; tensor.bytes.len() / float.size()];
             convert::widen(float, tensor.bytes, &mut values);
+            if float == FloatType::F64 {
+                check_overflow(tensor, name, &values)?;
+            }
             return Ok(values);
         }
         Ok(self.weight(name)?.dequantize().into_raw_vec_and_offset().0)
@@ -256,18 +267,13 @@ impl Checkpoint {
         }
     }
 
-    /// Files beside the weights that belong to the model: everything in the folder but weights (in any format), their
-    /// index, `config.json` and hidden files. Paths are relative to the folder.
+    /// Files beside the weights that were opened: those that belong to the model, and other weights. Paths are relative to
+    /// the folder; there are none beside a single file.
     ///
     /// # Errors
     /// When a folder cannot be listed.
-    pub(crate) fn companions(&self) -> Result<Vec<PathBuf>, CheckpointError> {
-        let mut found = Vec::new();
-        if self.root.is_dir() {
-            list_companions(&self.root, &PathBuf::new(), &mut found)?;
-        }
-        found.sort();
-        Ok(found)
+    pub(crate) fn companions(&self) -> Result<Companions, CheckpointError> {
+        if self.root.is_dir() { Companions::of(&self.root, self.files()) } else { Ok(Companions::default()) }
     }
 
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
@@ -276,8 +282,7 @@ impl Checkpoint {
 
     /// The file that holds a tensor of the model.
     pub(crate) fn entry_file(&self, name: &str) -> Option<&Path> {
-        let entry = self.entries.iter().find(|e| e.name == name)?;
-        Some(&self.shards[entry.file].path)
+        Some(&self.shards[self.entry(name).ok()?.file].path)
     }
 
     fn missing(&self, name: &str) -> CheckpointError {
@@ -347,6 +352,19 @@ impl Checkpoint {
     }
 }
 
+/// A finite f64 that became an infinite f32 is no fault of the checkpoint's, and no infinity of its.
+fn check_overflow(tensor: TensorRef<'_>, name: &str, values: &[f32]) -> Result<(), CheckpointError> {
+    let (wide, _) = tensor.bytes.as_chunks::<8>();
+    let overflows = |i: &usize| values[*i].is_infinite() && f64::from_le_bytes(wide[*i]).is_finite();
+    let Some(index) = (0..values.len()).find(overflows) else { return Ok(()) };
+    let reason = format!(
+        "{:e} at index {index} is beyond {:e}, the largest f32, in which tersor computes; rescale the tensor or ignore it",
+        f64::from_le_bytes(wide[index]),
+        f32::MAX
+    );
+    Err(CheckpointError::tensor(tensor.path, name, reason))
+}
+
 fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
     ["vocab_size", "max_position_embeddings", "type_vocab_size"]
         .iter()
@@ -356,11 +374,7 @@ fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
 }
 
 fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
-    // a pipe would be waited for
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(CheckpointError::config(path, "is not a regular file"));
-    }
-    match fs::read(path) {
+    match read_regular(path) {
         Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
             Ok(config) if config.is_object() => Ok(Some(config)),
             Ok(_) => Err(CheckpointError::config(path, "is not a JSON object")),
@@ -369,6 +383,13 @@ fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(CheckpointError::io(path, "read")(e)),
     }
+}
+
+/// What an index must have no two of.
+#[derive(Deserialize)]
+struct UniqueKeys {
+    #[serde(rename = "weight_map")]
+    _weight_map: UniqueMap<Value>,
 }
 
 type WeightMap = BTreeMap<String, String>;
@@ -421,13 +442,15 @@ fn find_files(root: &Path) -> Result<(Vec<PathBuf>, Option<WeightMap>), Checkpoi
 
 fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
     let bad = |reason: String| CheckpointError::Index { path: path.to_path_buf(), reason };
-    let bytes = fs::read(path).map_err(CheckpointError::io(path, "read"))?;
+    let bytes = read_regular(path).map_err(CheckpointError::io(path, "read"))?;
     let index: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("is not JSON: {e}")))?;
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| bad("has no `weight_map` from tensor names to files".into()))?;
     if map.is_empty() {
         return Err(bad("its `weight_map` is empty".into()));
     }
+    // of two equal keys the last has won so far
+    serde_json::from_slice::<UniqueKeys>(&bytes).map_err(|e| bad(e.to_string()))?;
     map.iter()
         .map(|(tensor, file)| match file.as_str() {
             Some(file) => Ok((tensor.clone(), file.to_owned())),
@@ -459,32 +482,4 @@ fn check_index(
         Some(tensor) => bad(format!("does not name tensor `{tensor}`, which is in a shard")),
         None => Ok(()),
     }
-}
-
-/// Weights in whatever format: these are not carried along.
-const WEIGHT_FILES: [&str; 11] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "gguf", "onnx", "msgpack", "tflite", "ot"];
-
-fn list_companions(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> Result<(), CheckpointError> {
-    let folder = root.join(below);
-    for item in fs::read_dir(&folder).map_err(CheckpointError::io(&folder, "list"))? {
-        let item = item.map_err(CheckpointError::io(&folder, "list"))?;
-        let relative = below.join(item.file_name());
-        let name = item.file_name().to_string_lossy().into_owned();
-        let is_weight = relative.extension().is_some_and(|e| WEIGHT_FILES.iter().any(|w| e == *w));
-        if name.starts_with('.') || is_weight || name.ends_with(".safetensors.index.json") {
-            continue;
-        }
-        if below.as_os_str().is_empty() && (name == "config.json" || name == super::output::MANIFEST) {
-            continue;
-        }
-        let metadata = fs::metadata(root.join(&relative)).map_err(CheckpointError::io(&relative, "read"))?;
-        // folders such as `1_Pooling`; deeper ones hold other formats or caches
-        if metadata.is_dir() && below.as_os_str().is_empty() {
-            list_companions(root, &relative, found)?;
-        } else if metadata.is_file() {
-            found.push(relative);
-        }
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::CheckpointError;
+use crate::file::open_regular;
 
 /// What tersor writes about its own work beside the weights.
 pub(crate) const MANIFEST: &str = "tersor.json";
@@ -95,7 +96,7 @@ impl OutputFolder {
 
     /// Copies a file of any size and waits until the disk has it.
     pub(crate) fn copy(&self, from: &Path, relative: &Path) -> Result<(), CheckpointError> {
-        let mut source = File::open(from).map_err(CheckpointError::io(from, "open"))?;
+        let mut source = open_regular(from).map_err(CheckpointError::io(from, "open"))?;
         let (mut file, path) = self.create_file(relative)?;
         io::copy(&mut source, &mut file).map_err(CheckpointError::io(&path, "write"))?;
         file.sync_all().map_err(CheckpointError::io(&path, "sync"))
@@ -112,13 +113,14 @@ impl OutputFolder {
 
     /// Gives the folder its name.
     pub(crate) fn finish(mut self) -> Result<PathBuf, CheckpointError> {
-        sync_folder(self.path())?;
-        // a rename would replace an empty folder that appeared meanwhile; that is not ours to replace
-        if fs::symlink_metadata(&self.target).is_ok() {
-            return Err(CheckpointError::OutputExists { path: self.target });
-        }
+        sync_folders(self.path())?;
         set_default_permissions(self.path());
-        fs::rename(self.path(), &self.target).map_err(CheckpointError::io(&self.target, "rename to"))?;
+        match rename_new(self.path(), &self.target) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(CheckpointError::OutputExists { path: self.target });
+            }
+            renamed => renamed.map_err(CheckpointError::io(&self.target, "rename to"))?,
+        }
         self.created.0.clear();
         sync_folder(&self.parent)?;
         // nothing is left under the temporary name
@@ -152,6 +154,40 @@ fn set_default_permissions(folder: &Path) {
     let _ = folder;
 }
 
+/// Renames a folder, and never replaces what stands there: not even an empty folder, which a plain rename would.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // the kernel or the file system does not know the flag
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+    rename_checked(from, to)
+}
+
+/// The same where the system offers nothing better: what appears between the look and the rename goes unseen.
+fn rename_checked(from: &Path, to: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(to).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(from, to)
+}
+
+/// Waits until the disk has the names in a folder and in all below it.
+fn sync_folders(folder: &Path) -> Result<(), CheckpointError> {
+    for item in fs::read_dir(folder).map_err(CheckpointError::io(folder, "list"))? {
+        let item = item.map_err(CheckpointError::io(folder, "list"))?;
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            sync_folders(&item.path())?;
+        }
+    }
+    sync_folder(folder)
+}
+
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     #[cfg(unix)]
     File::open(folder).and_then(|f| f.sync_all()).map_err(CheckpointError::io(folder, "sync"))?;
@@ -171,5 +207,26 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     {
         let _ = folder;
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rename_replaces_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        for rename in [rename_new, rename_checked] {
+            assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert!(from.is_dir());
+        }
+        fs::remove_dir(&to).unwrap();
+        rename_new(&from, &to).unwrap();
+        rename_checked(&to, &from).unwrap();
+        assert!(from.is_dir() && !to.exists());
     }
 }

@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::num::{NonZeroUsize, ParseFloatError};
 use std::path::PathBuf;
 
@@ -130,9 +131,9 @@ pub(super) struct RecipeArgs {
     /// How the output is written; by default compressed-tensors if config.json names `architectures`, else tersor
     #[arg(long, value_name = "FORMAT")]
     pub(super) format: Option<Format>,
-    /// What happens to values beyond the largest f16 or bf16
-    #[arg(long, value_name = "WHAT", default_value = "refuse", conflicts_with = "recipe")]
-    pub(super) overflow: OverflowChoice,
+    /// What happens to values beyond the largest f16 or bf16, for presets that convert; by default refuse
+    #[arg(long, value_name = "WHAT", conflicts_with = "recipe")]
+    pub(super) overflow: Option<OverflowChoice>,
 }
 
 fn preset_help() -> String {
@@ -167,13 +168,15 @@ impl RecipeArgs {
             Format::Tersor => OutputFormat::Tersor,
         });
         let mut recipe = if let Some(path) = &self.recipe {
-            let text =
-                std::fs::read_to_string(path).map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
+            let mut text = String::new();
+            tersor::open_regular(path)
+                .and_then(|mut file| file.read_to_string(&mut text))
+                .map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
             Recipe::from_toml(&text).map_err(|e| format!("{}: {e}", path.display()))?
         } else {
             let overflow = match self.overflow {
-                OverflowChoice::Refuse => Overflow::Refuse,
-                OverflowChoice::Clamp => Overflow::Clamp,
+                None | Some(OverflowChoice::Refuse) => Overflow::Refuse,
+                Some(OverflowChoice::Clamp) => Overflow::Clamp,
             };
             let options = PresetOptions { group_size: self.group_size, overflow, format };
             Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?

@@ -3,14 +3,14 @@ use tersor::{Checkpoint, Plan};
 
 use super::args::CompressArgs;
 use super::output::{Output, human};
-use super::plan::only_tersor;
+use super::plan::notes;
 use super::{Failure, Outcome};
 
 pub(super) fn run(args: &CompressArgs, output: &Output) -> Result<Outcome, Failure> {
     let checkpoint = Checkpoint::open(&args.source)?;
     let recipe = args.recipe.read()?;
     let plan = Plan::new(&checkpoint, &recipe)?;
-    if let Some(note) = only_tersor(&plan) {
+    for note in notes(&plan) {
         output.note(&format!("note: {note}"));
     }
     let run = plan.run(&args.output, &mut output.progress()?)?;

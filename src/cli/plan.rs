@@ -22,6 +22,7 @@ fn to_json(plan: &Plan<'_>) -> Value {
         "bytes_after": plan.bytes_after(),
         "peak_memory": plan.peak_memory(),
         "files": plan.output_files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
+        "left_behind": plan.left_behind().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "tensors": plan.tensors().iter().map(|t| json!({
             "name": t.name(),
             "class": t.entry().class.to_string(),
@@ -50,14 +51,37 @@ pub(super) fn summary(plan: &Plan<'_>) -> String {
         plan.format(),
         human(plan.peak_memory()),
     );
-    if let Some(note) = only_tersor(plan) {
+    for note in notes(plan) {
         text.push_str(&format!("\nnote: {note}"));
     }
     text
 }
 
+/// What a reader might not expect of the output.
+pub(super) fn notes(plan: &Plan<'_>) -> Vec<String> {
+    only_tersor(plan).into_iter().chain(left_behind(plan)).collect()
+}
+
+/// Most files that a note names.
+const NAMED_FILES: usize = 5;
+
+/// Weights that the output will not have.
+fn left_behind(plan: &Plan<'_>) -> Option<String> {
+    let mut files: Vec<String> =
+        plan.left_behind().take(NAMED_FILES).map(|path| format!("`{}`", path.display())).collect();
+    match plan.left_behind().len() {
+        0 => return None,
+        n if n > NAMED_FILES => files.push(format!("{} others", n - NAMED_FILES)),
+        _ => {}
+    }
+    Some(format!(
+        "weights beside the checkpoint are left behind: {}; a model that needs them lacks them in the output",
+        files.join(", ")
+    ))
+}
+
 /// In a format that others load, the weights that they cannot.
-pub(super) fn only_tersor(plan: &Plan<'_>) -> Option<String> {
+fn only_tersor(plan: &Plan<'_>) -> Option<String> {
     if plan.format() != OutputFormat::CompressedTensors {
         return None;
     }

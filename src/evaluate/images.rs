@@ -1,8 +1,9 @@
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+
+use crate::file::open_regular;
 
 /// Why image data could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,7 @@ const MAX_BYTES: u64 = 1 << 32;
 fn read_idx(path: &Path) -> Result<(Vec<usize>, Vec<u8>), DataError> {
     let io = |source| DataError::Io { path: path.to_path_buf(), source };
     let bad = |reason: String| DataError::Format { path: path.to_path_buf(), reason };
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = open_regular(path).map_err(io)?;
     let mut start = [0; 2];
     let gzipped = file.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
     let file = io::Seek::rewind(&mut file).map(|()| file).map_err(io)?;

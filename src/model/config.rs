@@ -1,8 +1,9 @@
 use serde::{Deserialize, Serialize};
-
-use crate::checkpoint::{Checkpoint, TensorClass};
+use serde_json::Value;
 
 use super::ModelError;
+use crate::checkpoint::{Checkpoint, TensorClass};
+use crate::error::nearest;
 
 /// Scale of a pixel when the configuration names none: Caffe's 1/256.
 const PIXEL_SCALE: f32 = 1.0 / 256.0;
@@ -60,27 +61,96 @@ fn one() -> usize {
     1
 }
 
+/// Keys that every `config.json` may have, and that say nothing about how the network runs.
+const COMMON_KEYS: [&str; 9] = [
+    "model_type",
+    "architectures",
+    "quantization_config",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "id2label",
+    "label2id",
+];
+
+/// A key that is not understood may change what the network computes.
+fn check_keys(config: &Value) -> Result<(), String> {
+    let unknown = |value: &Value, valid: &[&str], silent: &[&str], place: &str| {
+        let keys = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+        let mut keys = keys.filter(|key| !valid.contains(&key.as_str()) && !silent.contains(&key.as_str()));
+        let Some(key) = keys.next() else { return Ok(()) };
+        let suggestion = match nearest(key, valid) {
+            Some(nearest) => format!("; did you mean `{nearest}`?"),
+            None => String::new(),
+        };
+        Err(format!("unknown key `{key}`{place}{suggestion} (valid: {})", valid.join(", ")))
+    };
+    unknown(config, &["input_shape", "pixel_scale", "layers"], &COMMON_KEYS, "")?;
+    let layers = config.get("layers").and_then(Value::as_array);
+    for (i, layer) in layers.into_iter().flatten().enumerate() {
+        let valid: &[&str] = match layer.get("type").and_then(Value::as_str) {
+            Some("linear") => &["type", "name"],
+            Some("conv2d") => &["type", "name", "padding", "stride"],
+            Some("max_pool2d") => &["type", "size"],
+            Some("relu" | "flatten") => &["type"],
+            // the reader says which types there are
+            _ => continue,
+        };
+        unknown(layer, valid, &[], &format!(" of layer {}", i + 1))?;
+    }
+    Ok(())
+}
+
 impl SequentialConfig {
     /// The network of a checkpoint: as `config.json` describes it, or, without a description, the only chain in which
     /// its linear layers fit together, with ReLU between.
     ///
     /// # Errors
-    /// When the description is malformed, is for another kind of model, or there is no such chain.
+    /// When the description is malformed, has a key that is unknown or is for another kind of model, or there is no such
+    /// chain, or it leaves tensors unexplained (those of a normalization, say).
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
         let bad = |reason: String| ModelError::Architecture { path: checkpoint.path().to_path_buf(), reason };
         let model_type = checkpoint.config().and_then(|c| c.get("model_type"));
         match (checkpoint.config(), model_type.and_then(|t| t.as_str())) {
             (Some(config), Some("sequential")) => {
+                check_keys(config).map_err(|reason| bad(format!("config.json: {reason}")))?;
                 serde_json::from_value(config.clone()).map_err(|e| bad(format!("config.json: {e}")))
             }
             (_, Some(other)) => Err(bad(format!(
                 "config.json says model_type `{other}`; tersor runs `sequential` (its tensors can still be inspected and compressed)"
             ))),
-            (_, None) => Self::chain(checkpoint).ok_or_else(|| {
-                bad("there is no config.json with `model_type: sequential`, and the linear layers do not form one chain \
-                     from input to output".into())
-            }),
+            (_, None) => {
+                let chain = Self::chain(checkpoint).ok_or_else(|| {
+                    bad("there is no config.json with `model_type: sequential`, and the linear layers do not form one \
+                         chain from input to output".into())
+                })?;
+                let unexplained = chain.unexplained(checkpoint);
+                let Some(first) = unexplained.first() else { return Ok(chain) };
+                let others = match unexplained.len() - 1 {
+                    0 => String::new(),
+                    n => format!(" and {n} others"),
+                };
+                Err(bad(format!(
+                    "there is no config.json with `model_type: sequential`, and the chain of its linear layers does not \
+                     explain the tensor `{first}`{others}; describe the network in config.json, if it has no other \
+                     layers than tersor runs"
+                )))
+            }
         }
+    }
+
+    /// The tensors that are no weight or bias of a layer.
+    fn unexplained<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<&'a str> {
+        let belongs = |tensor: &str| {
+            self.layers.iter().any(|layer| match layer {
+                LayerConfig::Linear { name } | LayerConfig::Conv2d { name, .. } => {
+                    tensor.strip_prefix(name.as_str()).is_some_and(|part| matches!(part, ".weight" | ".bias"))
+                }
+                _ => false,
+            })
+        };
+        checkpoint.entries().iter().map(|e| e.name.as_str()).filter(|name| !belongs(name)).collect()
     }
 
     /// Linear layers in the only order in which every layer takes what the one before gives.

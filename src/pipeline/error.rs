@@ -35,6 +35,17 @@ pub enum PipelineError {
         /// Names that exist.
         hint: String,
     },
+    /// Every tensor that the recipe names is ignored.
+    #[error(
+        "{}: `ignore` leaves the recipe nothing to do: every tensor that a step names is named by {patterns} too; ignore less",
+        path.display()
+    )]
+    NothingLeft {
+        /// The source.
+        path: PathBuf,
+        /// The patterns that name its tensors.
+        patterns: String,
+    },
     /// The output format cannot hold a weight.
     #[error("{}: tensor `{tensor}`: compressed-tensors cannot hold {form}: {reason}", path.display())]
     Format {

@@ -1,13 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::PipelineError;
+use super::config::{described, plan_config};
 use super::global::{Share, shares};
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
-use crate::checkpoint::{Checkpoint, Entry, Stored, TensorClass, TensorSpec, file_bytes};
-use crate::dtype::{FloatType, Precision};
+use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
+use crate::dtype::Precision;
 use crate::layer::Method;
 use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
 use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe, Selection};
@@ -114,11 +115,13 @@ impl PlannedTensor<'_> {
             PlannedAction::Copy => 0,
             PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
             // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
-            // stored bytes), the result dequantized for its error, and scale and zero point of every tile
+            // stored bytes), the result dequantized for its error, scale and zero point of every tile, and what the method
+            // takes for itself
             PlannedAction::Compress(job) => {
                 let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
                 let tiles = job.form.grid().map_or(0, |grid| 8 * grid.len() as u64);
-                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total()
+                let scratch = job.quantize.map_or(0, |method| method.scratch_bytes(&self.entry.shape));
+                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total() + scratch
             }
         }
     }
@@ -152,6 +155,7 @@ pub struct Plan<'a> {
     pub(super) files: Vec<PlannedFile>,
     /// `config.json`, if the output has one.
     pub(super) config: Option<Value>,
+    pub(super) companions: Companions,
 }
 
 impl<'a> Plan<'a> {
@@ -171,7 +175,8 @@ impl<'a> Plan<'a> {
         check_names(checkpoint, &tensors)?;
         let files = plan_files(checkpoint, &tensors);
         let config = plan_config(checkpoint, &tensors)?;
-        Ok(Self { checkpoint, format, tensors, files, config })
+        let companions = checkpoint.companions()?;
+        Ok(Self { checkpoint, format, tensors, files, config, companions })
     }
 
     /// The output format.
@@ -202,6 +207,13 @@ impl<'a> Plan<'a> {
     /// Safetensors files of the output: name and exact bytes.
     pub fn output_files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.files.iter().map(|f| (f.name.as_str(), f.bytes))
+    }
+
+    /// Weights in the source's folder that are not part of the checkpoint, and that the output will therefore lack: those of
+    /// another part of the model, such as `2_Dense/model.safetensors`, or the same in another format. Relative to the
+    /// folder.
+    pub fn left_behind(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.companions.left_behind.iter().map(PathBuf::as_path)
     }
 
     /// Most bytes that the run holds at a time, apart from the mapped source: what the largest tensor takes.
@@ -249,7 +261,28 @@ fn check_matches(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipelin
             return nothing(format!("step {} of the recipe", i + 1), hint);
         }
     }
-    Ok(())
+    check_leaves_something(checkpoint, recipe)
+}
+
+/// A recipe whose tensors are all ignored would do nothing, and look as if it had.
+fn check_leaves_something(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
+    let mut patterns: Vec<String> = Vec::new();
+    for entry in checkpoint.entries() {
+        let named = recipe.steps().iter().any(|s| s.applies_to(&entry.name, entry.class));
+        if !named || compressible(entry).is_err() {
+            continue;
+        }
+        let Decision::Ignored(pattern) = recipe.decide(&entry.name, entry.class)? else { return Ok(()) };
+        let pattern = format!("`{pattern}`");
+        if !patterns.contains(&pattern) {
+            patterns.push(pattern);
+        }
+    }
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let (path, patterns) = (checkpoint.path().to_path_buf(), patterns.join(", "));
+    Err(PipelineError::NothingLeft { path, patterns })
 }
 
 fn hint(pattern: &str, entries: &[Entry]) -> String {
@@ -366,7 +399,8 @@ fn plan_tensor<'a>(
                 _ => None,
             };
             for layout in [LayoutKind::CompressedRows, LayoutKind::Bitmask].into_iter().chain(pattern) {
-                let form = form_of(layout, kept)?;
+                // one that cannot hold it is no choice
+                let Ok(form) = form_of(layout, kept) else { continue };
                 if form.bytes().total() <= smallest.bytes().total() {
                     smallest = form;
                 }
@@ -377,6 +411,20 @@ fn plan_tensor<'a>(
             smallest
         }
     };
+    if format == OutputFormat::CompressedTensors
+        && form.layout() == LayoutKind::Dense
+        && form.coding().granularity().is_some()
+        && !entry.name.ends_with(".weight")
+    {
+        return Err(PipelineError::Format {
+            path: checkpoint.path().to_path_buf(),
+            tensor: entry.name.clone(),
+            form: form.to_string(),
+            reason: "it names modules, and this is no module's `….weight`, so no loader would find it; ignore this \
+                     tensor, or choose the format `tersor`, which only tersor reads"
+                .into(),
+        });
+    }
     if format == OutputFormat::CompressedTensors
         && form.layout() == LayoutKind::Dense
         && let Some(reason) = compressed_tensors::why_not(&form)
@@ -482,84 +530,4 @@ fn plan_files(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Vec<Pla
             }
         })
         .collect()
-}
-
-/// The form of a tensor that is stored as more or other than a plain tensor.
-fn described<'a>(tensor: &'a PlannedTensor<'_>) -> Option<&'a Form> {
-    let form = tensor.form()?;
-    let plain = form.layout() == LayoutKind::Dense && matches!(form.coding(), Coding::Float(_));
-    (!plain).then_some(form)
-}
-
-fn plan_config(
-    checkpoint: &Checkpoint,
-    tensors: &[PlannedTensor<'_>],
-) -> Result<Option<Value>, PipelineError> {
-    let weights = tensors.iter().filter_map(|t| Some((t.entry.module(), t.entry.class, described(t)?)));
-    let mut untouched: Vec<&str> = tensors
-        .iter()
-        .filter(|t| t.entry.class == TensorClass::Linear && described(t).is_none())
-        .map(|t| t.entry.module())
-        .collect();
-    // a head that shares the embedding's weight has no tensor here, but is a linear module to whoever loads the model
-    let has_embedding = tensors.iter().any(|t| t.entry.class == TensorClass::Embedding);
-    let has = |part: &str| tensors.iter().any(|t| t.entry.module().contains(part));
-    if has_embedding && !has("lm_head") {
-        untouched.push("re:.*lm_head$");
-    }
-    if has_embedding && has("cls.predictions.") && !has("cls.predictions.decoder") {
-        untouched.push(r"re:.*cls\.predictions\.decoder$");
-    }
-    let quantization = compressed_tensors::write_config(weights, &untouched);
-    let mut config = checkpoint.config().cloned();
-    let foreign =
-        config.as_ref().and_then(|c| c.get("quantization_config")).and_then(|q| q.get("quant_method"));
-    if let Some(method) = foreign.and_then(Value::as_str)
-        && method != "compressed-tensors"
-        && tensors.iter().any(PlannedTensor::is_compressed)
-    {
-        let path: PathBuf = checkpoint.path().join("config.json");
-        let reason = format!("the model is already quantized by `{method}`; start from the original model");
-        return Err(crate::checkpoint::CheckpointError::Config { path, reason }.into());
-    }
-    if let Some(quantization) = quantization {
-        config.get_or_insert_with(|| json!({}))["quantization_config"] = quantization;
-    } else if let Some(Value::Object(config)) = &mut config
-        && foreign_is_ours(config.get("quantization_config"))
-    {
-        config.remove("quantization_config");
-    }
-    if let (Some(config), Some(dtype)) = (&mut config, common_dtype(tensors)) {
-        for key in ["torch_dtype", "dtype"] {
-            if config.get(key).is_some_and(Value::is_string) {
-                config[key] = dtype.into();
-            }
-        }
-    }
-    Ok(config)
-}
-
-fn foreign_is_ours(quantization: Option<&Value>) -> bool {
-    let method = quantization.and_then(|q| q.get("quant_method")).and_then(Value::as_str);
-    method == Some("compressed-tensors")
-}
-
-/// The name that `config.json` has for the dtype of all floats, if they have been converted to one.
-fn common_dtype(tensors: &[PlannedTensor<'_>]) -> Option<&'static str> {
-    let converted = tensors
-        .iter()
-        .any(|t| t.is_compressed() && t.form().is_some_and(|f| matches!(f.coding(), Coding::Float(_))));
-    let mut precisions = tensors.iter().filter(|t| t.entry.elements() > 0).filter_map(|t| match t.form() {
-        Some(form) => Some(Some(formats::precision_of(form.coding()))),
-        None => match t.entry.stored {
-            Stored::Plain(dtype) => FloatType::of(dtype).map(|f| (f.size() < 8).then(|| Precision::of(f))),
-            Stored::Compressed(_) => None,
-        },
-    });
-    let first = precisions.next()??;
-    (converted && precisions.all(|p| p == Some(first))).then_some(match first {
-        Precision::F32 => "float32",
-        Precision::F16 => "float16",
-        Precision::Bf16 => "bfloat16",
-    })
 }

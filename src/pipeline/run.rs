@@ -67,6 +67,8 @@ pub struct Run {
     pub bytes_after: u64,
     /// The tensors that were compressed.
     pub layers: Vec<LayerReport>,
+    /// Weights in the source's folder that the output lacks, as [`Plan::left_behind`] names them.
+    pub left_behind: Vec<PathBuf>,
 }
 
 impl Plan<'_> {
@@ -84,7 +86,7 @@ impl Plan<'_> {
         progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Run, PipelineError> {
         let source = self.source();
-        let companions = self.checkpoint.companions()?;
+        let companions = &self.companions.carried;
         let carried: u64 =
             companions.iter().filter_map(|c| Some(fs::metadata(source.join(c)).ok()?.len())).sum();
         let folder =
@@ -106,7 +108,7 @@ impl Plan<'_> {
             writer.finish()?;
         }
         for companion in companions {
-            folder.copy(&source.join(&companion), &companion)?;
+            folder.copy(&source.join(companion), companion)?;
         }
         if self.files.len() > 1 {
             folder.write(Path::new("model.safetensors.index.json"), &pretty(&self.index()))?;
@@ -130,6 +132,7 @@ impl Plan<'_> {
             bytes_before: self.bytes_before(),
             bytes_after: self.bytes_after(),
             layers,
+            left_behind: self.companions.left_behind.clone(),
         })
     }
 

@@ -5,10 +5,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::PipelineError;
+use crate::checkpoint::formats::compressed_tensors::{QuantizationConfig, is_quantized};
 use crate::checkpoint::{Checkpoint, CheckpointError, Entry, MANIFEST, Stored};
 use crate::evaluate::WeightErrors;
+use crate::file::read_regular;
 use crate::kernels::reduce;
-use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid};
+use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid, Scales};
 
 /// What [`verify`] insists on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -53,8 +55,8 @@ impl Verification {
     }
 }
 
-/// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, and the error of every
-/// value that may differ.
+/// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, the error of every value
+/// that may differ, and what `config.json` tells loaders about each weight.
 ///
 /// # Errors
 /// When either cannot be read. What is merely wrong is in the result.
@@ -66,10 +68,31 @@ pub fn verify(
     let original = Checkpoint::open(source.as_ref())?;
     let compressed = Checkpoint::open(output.as_ref())?;
     let pruned = pruned_layers(output.as_ref())?;
+    let config_path = output.as_ref().join("config.json");
+    let configuration = match compressed.config() {
+        Some(config) => QuantizationConfig::from_config(&config_path, config)?,
+        None => None,
+    };
+    let misleads = |entry: &Entry| match &configuration {
+        Some(configuration) => configuration.clash(entry),
+        // a file by itself has no configuration
+        None if output.as_ref().is_file() => None,
+        None => match &entry.stored {
+            Stored::Compressed(form) if is_quantized(form) && entry.name.ends_with(".weight") => {
+                Some(format!("it is {form}, but config.json has no quantization_config that says so"))
+            }
+            _ => None,
+        },
+    };
     let mut checks = Vec::new();
     for entry in original.entries() {
         checks.push(match compressed.entry(&entry.name) {
-            Ok(other) => check(&original, &compressed, entry, other, pruned.contains(&entry.name), options)?,
+            Ok(other) => {
+                let pruned = pruned.contains(&entry.name);
+                let mut check = check(&original, &compressed, entry, other, pruned, options)?;
+                check.failure = check.failure.or_else(|| misleads(other));
+                check
+            }
             Err(_) => failed(&entry.name, "", "it is missing from the output".into()),
         });
     }
@@ -85,7 +108,7 @@ pub fn verify(
 /// nothing else tells them from a fault.
 fn pruned_layers(output: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     let path = output.join(MANIFEST);
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(BTreeSet::new()) };
+    let Ok(bytes) = read_regular(&path) else { return Ok(BTreeSet::new()) };
     let manifest: Value = serde_json::from_slice(&bytes)
         .map_err(|e| CheckpointError::config(&path, format!("is not JSON: {e}")))?;
     let layers = manifest.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -161,22 +184,20 @@ fn bound(values: &[f32], weight: &CompressedWeight, pruned: bool) -> f64 {
         None => !(pruned && dense[i] == 0.0),
     };
     let (mut allowed, mut norm) = (0.0f64, 0.0f64);
-    let steps = weight.form().grid().map(|grid| (grid, tile_steps(values, weight, grid, kept)));
+    let tiles = weight.form().grid().map(|grid| (grid, tiles(values, weight, grid, kept)));
     for (i, x) in values.iter().map(|x| f64::from(*x)).enumerate() {
         norm += x * x;
-        allowed += if kept(i) && !(steps.is_some() && dense[i] == 0.0 && x.abs() == 0.0) {
-            match (&steps, weight.form().coding()) {
-                (Some((grid, steps)), Coding::Int { .. }) => {
-                    steps[grid.index(i / cols, i % cols)].powi(2) / 4.0
-                }
+        let tile = tiles.as_ref().map(|(grid, tiles)| &tiles[grid.index(i / cols, i % cols)]);
+        allowed += if kept(i) && !(tile.is_some() && dense[i] == 0.0 && x == 0.0) {
+            match (tile, weight.form().coding()) {
+                (Some(tile), Coding::Int { .. }) => (tile.step / 2.0 + tile.cut_off(x)).powi(2),
                 // e4m3: half of 2^-3 relative, or half of the smallest step
-                (Some((grid, steps)), _) => {
-                    (x.abs() / 16.0).max(steps[grid.index(i / cols, i % cols)] / 1024.0).powi(2)
-                }
+                (Some(tile), _) => ((x.abs() / 16.0).max(tile.step / 1024.0) + tile.cut_off(x)).powi(2),
                 // clamping was the caller's choice, and is counted where it is done
                 (None, Coding::Float(precision)) => {
                     let beyond = (x.abs() - f64::from(precision.max())).max(0.0);
-                    (beyond + x.abs() * f64::from(precision.epsilon()) / 2.0).powi(2)
+                    let unit = (x.abs() * f64::from(precision.epsilon())).max(precision.smallest().0);
+                    (beyond + unit / 2.0).powi(2)
                 }
                 (None, _) => 0.0,
             }
@@ -193,26 +214,59 @@ fn scale_epsilon(weight: &CompressedWeight) -> f64 {
     f64::from(crate::checkpoint::formats::precision_of(weight.form().coding()).epsilon())
 }
 
-/// The step of codes spread from the smallest to the largest kept value of every tile.
-fn tile_steps(
+/// What rounding to nearest may do to the values of one tile.
+struct Tile {
+    /// Distance of neighbouring codes.
+    step: f64,
+    /// Width of the range of codes that a scale too small to be precise may lose.
+    lost: f64,
+    /// Rounding of such a scale's multiples.
+    rounding: f64,
+}
+
+impl Tile {
+    /// Most that a value may lose because the codes end before it does.
+    fn cut_off(&self, x: f64) -> f64 {
+        x.abs().min(self.lost) + self.rounding
+    }
+}
+
+/// The tiles of a weight, with the step of codes spread from the smallest to the largest kept value of each; or, with zero
+/// points, spread evenly on both sides of 0, as some ranges are: then the stored scale tells.
+fn tiles(
     values: &[f32],
     weight: &CompressedWeight,
     grid: ScaleGrid,
     kept: impl Fn(usize) -> bool,
-) -> Vec<f64> {
+) -> Vec<Tile> {
     let cols = weight.cols().max(1);
     let mut ranges = vec![(0f64, 0f64); grid.len()];
     for (i, x) in values.iter().enumerate().filter(|(i, _)| kept(*i)) {
         let range = &mut ranges[grid.index(i / cols, i % cols)];
         *range = (range.0.min(f64::from(*x)), range.1.max(f64::from(*x)));
     }
+    let coding = weight.form().coding();
+    let (smallest, normal) = crate::checkpoint::formats::precision_of(coding).smallest();
     let codes = |bits: Bits| f64::from(bits.range().1 - bits.range().0);
+    let scales = weight.scales().map(Scales::scales).unwrap_or_default();
     ranges
         .into_iter()
-        .map(|(min, max)| match weight.form().coding() {
-            Coding::Int { bits, symmetric: true, .. } => 2.0 * max.max(-min) / codes(bits),
-            Coding::Int { bits, symmetric: false, .. } => (max - min) / codes(bits),
-            _ => max.max(-min) / 448.0,
+        .enumerate()
+        .map(|(i, (min, max))| {
+            let largest = max.max(-min);
+            let (step, width) = match coding {
+                Coding::Int { bits, symmetric: true, .. } => (2.0 * largest / codes(bits), largest),
+                Coding::Int { bits, symmetric: false, .. } => {
+                    let (tight, even) = ((max - min) / codes(bits), 2.0 * largest / codes(bits));
+                    let step = scales.get(i).map_or(tight, |s| f64::from(*s)).clamp(tight, even);
+                    (step, step * codes(bits))
+                }
+                _ => (largest / 448.0, largest),
+            };
+            // a subnormal scale is off by up to half of the smallest number, which may be much of it
+            let off = if step > 0.0 && step < normal { smallest / 2.0 } else { 0.0 };
+            let lost = if off > 0.0 { width * (off / step).min(1.0) } else { 0.0 };
+            Tile { step: step + off, lost, rounding: off }
         })
         .collect()
 }

@@ -50,6 +50,11 @@ impl Observer {
         }
     }
 
+    /// Whether it sorts a copy of the values.
+    pub(super) fn sorts(self) -> bool {
+        matches!(self, Self::Percentile(_))
+    }
+
     /// The range of some finite values.
     ///
     /// # Errors

@@ -155,6 +155,16 @@ impl Method for RoundToNearest {
         }
     }
 
+    fn scratch_bytes(&self, shape: &[usize]) -> u64 {
+        let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product());
+        let grid = self.granularity.grid(rows, cols);
+        let at_once = grid.len().min(rayon::current_num_threads());
+        let tile = grid.block_rows.min(rows) * grid.block_cols.min(cols) * size_of::<f32>();
+        // tiles of several rows are gathered first, and so are those of a pruned layer
+        let copies = 1 + u64::from(self.observer.sorts());
+        at_once as u64 * tile as u64 * copies
+    }
+
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
         layer.check()?;
         let (rows, cols, precision) = (layer.rows(), layer.cols(), layer.precision);

@@ -1,3 +1,4 @@
+use crate::error::nearest;
 use crate::layer::MethodError;
 
 /// What can be wrong with a recipe.
@@ -96,14 +97,4 @@ impl RecipeError {
     pub(crate) fn value(place: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Value { place: place.into(), reason: reason.into() }
     }
-}
-
-/// The most similar of some names, if one is similar at all.
-fn nearest(name: &str, valid: &[&str]) -> Option<String> {
-    valid
-        .iter()
-        .map(|v| (strsim::jaro_winkler(name, v), *v))
-        .filter(|(similarity, _)| *similarity > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, v)| v.to_owned())
 }

@@ -77,7 +77,7 @@ impl std::fmt::Display for OutputFormat {
 pub struct Recipe {
     steps: Vec<Step>,
     ignore: Vec<Pattern>,
-    /// Conventional exceptions, which need not match anything.
+    /// Conventional exceptions, which need not match anything, of the steps that spare them.
     usual_ignore: Vec<Pattern>,
     format: Option<OutputFormat>,
 }
@@ -143,18 +143,24 @@ impl Recipe {
     /// # Errors
     /// When the pruning step stands behind the quantizing one.
     pub(crate) fn decide(&self, name: &str, class: TensorClass) -> Result<Decision<'_>, RecipeError> {
-        if let Some(pattern) = self.ignore.iter().chain(&self.usual_ignore).find(|p| p.matches(name)) {
+        if let Some(pattern) = self.ignore.iter().find(|p| p.matches(name)) {
             return Ok(Decision::Ignored(pattern));
         }
+        let usual = self.usual_ignore.iter().find(|p| p.matches(name));
+        let mut spared = None;
         let (mut prune, mut quantize) = (None, None);
         for (i, step) in self.steps.iter().enumerate().filter(|(_, s)| s.applies_to(name, class)) {
+            if let (true, Some(pattern)) = (step.spares_usual(), usual) {
+                spared = Some(pattern);
+                continue;
+            }
             match step.action() {
                 Action::Prune(action) => prune = Some((i, action)),
                 Action::Quantize(method) => quantize = Some((i, method.as_ref())),
             }
         }
         match (prune, quantize) {
-            (None, None) => Ok(Decision::NotNamed),
+            (None, None) => Ok(spared.map_or(Decision::NotNamed, Decision::Ignored)),
             (Some((p, _)), Some((q, _))) if p > q => Err(RecipeError::PruneAfterQuantize {
                 tensor: name.to_owned(),
                 prune: p + 1,

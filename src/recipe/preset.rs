@@ -11,7 +11,7 @@ use crate::weight::{Bits, Granularity, NofM};
 const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
 /// What presets leave alone: the output layer, whose errors are the output's, and the small layers that choose experts.
-const USUAL_IGNORE: [&str; 4] = ["*lm_head", "*.gate", "*.shared_expert_gate", "*.router"];
+const USUAL_IGNORE: [&str; 5] = ["*lm_head", "*embed_out", "*.gate", "*.shared_expert_gate", "*.router"];
 
 /// Presets by name, and what they do.
 const PRESETS: [(&str, &str); 13] = [
@@ -49,9 +49,9 @@ pub struct PresetOptions {
 impl Recipe {
     /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes.
     ///
-    /// Presets name linear and convolution weights, and leave an output layer called `lm_head` and the routers of experts
-    /// (`gate`, `router`) as they are; `fp16` and `bf16` convert every float
-    /// tensor.
+    /// Presets name linear and convolution weights, and leave an output layer called `lm_head` or `embed_out` and the routers of experts
+    /// (`gate`, `router`) as they are; `fp16` and `bf16` convert every float tensor, also what another preset beside them
+    /// leaves alone: `2:4+fp16` converts `lm_head` and does not prune it.
     ///
     /// ```
     /// use tersor::{PresetOptions, Recipe};
@@ -67,7 +67,7 @@ impl Recipe {
     /// When a name is unknown, or options do not fit the preset.
     pub fn preset(names: &str, options: PresetOptions) -> Result<Self, RecipeError> {
         let mut recipe = Self { format: options.format, ..Self::default() };
-        let (mut prunes, mut quantizes, mut grouped) = (0, 0, false);
+        let (mut prunes, mut quantizes, mut grouped, mut converts) = (0, 0, false, false);
         for name in names.split('+').map(str::trim) {
             let (step, all) = if let Some(prune) = pruning(name)? {
                 prunes += 1;
@@ -88,11 +88,10 @@ impl Recipe {
             } else {
                 return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
             };
-            if !all && recipe.usual_ignore.is_empty() {
-                recipe.usual_ignore = USUAL_IGNORE.into_iter().map(Pattern::new).collect::<Result<_, _>>()?;
-            }
-            recipe.steps.push(step);
+            converts |= all;
+            recipe.steps.push(if all { step } else { step.sparing_usual() });
         }
+        recipe.usual_ignore = USUAL_IGNORE.into_iter().map(Pattern::new).collect::<Result<_, _>>()?;
         if prunes > 1 || quantizes > 1 {
             let reason = "at most one preset may prune and one quantize";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
@@ -103,6 +102,11 @@ impl Recipe {
         }
         if options.group_size.is_some() && !grouped {
             let reason = "a group size needs a preset with scales, such as int4";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
+        if options.overflow != Overflow::Refuse && !converts {
+            let reason =
+                "clamping on overflow needs a preset that converts, fp16 or bf16; no other can overflow";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
         }
         Ok(recipe)

@@ -81,6 +81,8 @@ pub struct Step {
     action: Action,
     classes: Vec<TensorClass>,
     names: Vec<Pattern>,
+    /// Whether the recipe's usual exceptions hold for it.
+    spares_usual: bool,
 }
 
 impl Step {
@@ -95,7 +97,12 @@ impl Step {
     }
 
     pub(crate) fn new(action: Action) -> Self {
-        Self { action, classes: vec![TensorClass::Linear, TensorClass::Conv], names: Vec::new() }
+        Self {
+            action,
+            classes: vec![TensorClass::Linear, TensorClass::Conv],
+            names: Vec::new(),
+            spares_usual: false,
+        }
     }
 
     /// Names tensors of these classes only.
@@ -112,6 +119,15 @@ impl Step {
     pub fn names<'a>(mut self, patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, RecipeError> {
         self.names = patterns.into_iter().map(Pattern::new).collect::<Result<_, _>>()?;
         Ok(self)
+    }
+
+    /// Leaves alone what presets leave alone.
+    pub(super) fn sparing_usual(self) -> Self {
+        Self { spares_usual: true, ..self }
+    }
+
+    pub(super) fn spares_usual(&self) -> bool {
+        self.spares_usual
     }
 
     /// What the step does.

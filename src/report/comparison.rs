@@ -42,6 +42,17 @@ pub struct Variant {
     pub microseconds_per_sample: Option<f64>,
     /// The layer that is furthest from the reference; `None` if all are exact.
     pub worst_layer: Option<WorstLayer>,
+    /// Tensors that could not be compared with the reference's.
+    pub not_compared: Vec<NotCompared>,
+}
+
+/// A tensor that stands in a checkpoint or in its reference, and could not be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NotCompared {
+    /// Its name.
+    pub name: String,
+    /// Why not: it is missing on one side, or has another shape.
+    pub reason: String,
 }
 
 /// Checkpoints side by side, each compared with a reference that it was made from.
@@ -127,6 +138,10 @@ impl<'a> Comparison<'a> {
         let weight_bytes = weight_bytes(checkpoint);
         let base = self.reference.map(|(_, index)| &self.variants[index]);
         let ratio = |before: Option<u64>, after: u64| before.unwrap_or(after) as f64 / after.max(1) as f64;
+        let (worst_layer, not_compared) = match self.reference {
+            Some((reference, _)) => compare_layers(reference, checkpoint)?,
+            None => (None, Vec::new()),
+        };
         let variant = Variant {
             name: name.to_owned(),
             file_bytes,
@@ -139,10 +154,8 @@ impl<'a> Comparison<'a> {
             },
             scores,
             microseconds_per_sample,
-            worst_layer: match self.reference {
-                Some((reference, _)) => worst_layer(reference, checkpoint)?,
-                None => None,
-            },
+            worst_layer,
+            not_compared,
         };
         self.variants.push(variant);
         Ok(())
@@ -171,7 +184,11 @@ impl<'a> Comparison<'a> {
                 variant.scores.first().map_or("–".to_owned(), |s| format!("{:.2}%", s.value)).into(),
                 variant.drops.first().map_or("–".to_owned(), |d| format!("{d:+.2}")).into(),
                 variant.microseconds_per_sample.map_or("–".to_owned(), |t| format!("{t:.2}")).into(),
-                worst.map_or("–".to_owned(), |w| w.name.clone()).into(),
+                match (worst.map_or("–", |w| w.name.as_str()), variant.not_compared.len()) {
+                    (name, 0) => name.to_owned(),
+                    (name, n) => format!("{name}; {n} not compared"),
+                }
+                .into(),
                 worst.map_or("0".to_owned(), |w| percent(w.errors.relative)).into(),
             ]);
         }
@@ -192,16 +209,29 @@ fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
         .sum()
 }
 
-fn worst_layer(
+/// The layer that is furthest from the reference, and the tensors that cannot be held against it.
+fn compare_layers(
     reference: &Checkpoint,
     checkpoint: &Checkpoint,
-) -> Result<Option<WorstLayer>, CheckpointError> {
+) -> Result<(Option<WorstLayer>, Vec<NotCompared>), CheckpointError> {
     let mut worst: Option<WorstLayer> = None;
+    let mut not_compared = Vec::new();
+    let mut leave_out =
+        |name: &str, reason: String| not_compared.push(NotCompared { name: name.to_owned(), reason });
     for entry in reference.entries() {
-        let Ok(other) = checkpoint.entry(&entry.name) else { continue };
-        let comparable =
-            entry.precision().is_some() && other.precision().is_some() && entry.shape == other.shape;
-        if !comparable || entry.elements() == 0 {
+        let Ok(other) = checkpoint.entry(&entry.name) else {
+            leave_out(&entry.name, "it is missing".into());
+            continue;
+        };
+        if entry.shape != other.shape {
+            leave_out(&entry.name, format!("shape {:?} became {:?}", entry.shape, other.shape));
+            continue;
+        }
+        if entry.precision().is_some() != other.precision().is_some() {
+            leave_out(&entry.name, format!("{} became {}", entry.describe(), other.describe()));
+            continue;
+        }
+        if entry.precision().is_none() || entry.elements() == 0 {
             continue;
         }
         let errors = WeightErrors::between(&reference.dense(&entry.name)?, &checkpoint.dense(&entry.name)?);
@@ -210,5 +240,10 @@ fn worst_layer(
             worst = Some(WorstLayer { name: entry.name.clone(), errors });
         }
     }
-    Ok(worst)
+    for other in checkpoint.entries() {
+        if reference.entry(&other.name).is_err() {
+            leave_out(&other.name, "the reference has no such tensor".into());
+        }
+    }
+    Ok((worst, not_compared))
 }

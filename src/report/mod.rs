@@ -7,7 +7,7 @@ mod comparison;
 mod table;
 mod tables;
 
-pub use comparison::{Comparison, Variant, WorstLayer};
+pub use comparison::{Comparison, NotCompared, Variant, WorstLayer};
 pub use table::{Align, Cell, Table};
 pub(crate) use tables::percent;
 pub use tables::{inspect_table, layers_table, plan_table, verification_table};

@@ -18,6 +18,19 @@ pub enum WeightError {
         /// Shape of the tensor.
         shape: Vec<usize>,
     },
+    /// A sparse weight that stores next to nothing for a huge matrix.
+    #[error(
+        "shape {shape:?} has {elements} elements, but only {bytes} bytes store them; so large a sparse weight stores at \
+         least a byte for every 4096 elements, so this is no weight, or a corrupt one"
+    )]
+    Hollow {
+        /// Shape of the tensor.
+        shape: Vec<usize>,
+        /// Elements of that shape.
+        elements: usize,
+        /// Bytes of values, positions, scales and zero points.
+        bytes: u64,
+    },
     /// A mask of another shape than the weight's matrix.
     #[error("a mask of shape {mask:?} does not fit a weight of shape {weight:?}")]
     MaskShape {

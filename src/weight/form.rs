@@ -255,6 +255,10 @@ impl fmt::Display for Coding {
     }
 }
 
+/// Elements that a sparse weight may have whatever it stores, and how many it may have for every stored byte beyond that.
+const HOLLOW_ELEMENTS: usize = 1 << 28;
+const ELEMENTS_PER_BYTE: usize = 4096;
+
 /// A compressed weight without its data: shape, layout, coding, and how many values it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
@@ -271,7 +275,9 @@ impl Form {
     /// `shape` is the tensor's own; the matrix has `shape[0]` rows and the product of the rest as columns.
     ///
     /// # Errors
-    /// When the number of elements overflows, or `kept` is not what the layout holds.
+    /// When the number of elements overflows, `kept` is not what the layout holds, or a sparse layout stores next to nothing
+    /// for a huge matrix: beyond 2^28 elements it takes at least a byte for every 4096 of them. Otherwise a file of a few
+    /// bytes could ask for all memory there is.
     pub fn new(
         shape: &[usize],
         layout: LayoutKind,
@@ -289,7 +295,15 @@ impl Form {
             LayoutKind::Bitmask | LayoutKind::CompressedRows => kept.min(rows * cols),
         };
         WeightError::check_len("kept values", holds, kept)?;
-        Ok(Self { shape: shape.to_vec(), layout, coding, kept })
+        let form = Self { shape: shape.to_vec(), layout, coding, kept };
+        let (elements, bytes) = (rows * cols, form.bytes().total());
+        if layout != LayoutKind::Dense
+            && elements > HOLLOW_ELEMENTS
+            && (elements / ELEMENTS_PER_BYTE) as u64 > bytes
+        {
+            return Err(WeightError::Hollow { shape: form.shape, elements, bytes });
+        }
+        Ok(form)
     }
 
     /// Shape of the tensor.
@@ -415,6 +429,25 @@ mod tests {
 
     fn int(bits: u8, symmetric: bool, granularity: Granularity) -> Coding {
         Coding::Int { bits: Bits::new(bits).unwrap(), symmetric, granularity, scales: Precision::F32 }
+    }
+
+    #[test]
+    fn a_huge_matrix_of_nothing_is_no_weight() {
+        let float = Coding::Float(Precision::F32);
+        for shape in [&[1, 1 << 56][..], &[1, 1 << 33], &[4096, 1 << 31], &[1 << 28, 2]] {
+            let form = Form::new(shape, LayoutKind::CompressedRows, float, 0);
+            if shape[1] == 2 {
+                // its row offsets alone take as much as the dense values
+                assert!(form.is_ok());
+                continue;
+            }
+            let error = form.unwrap_err().to_string();
+            let elements = (shape[0] * shape[1]).to_string();
+            assert!(error.contains(&format!("{shape:?}")) && error.contains(&elements), "{error}");
+        }
+        for shape in [[1usize << 57, 0], [0, 1 << 57], [1 << 15, 1 << 15], [1, 1 << 28]] {
+            assert!(Form::new(&shape, LayoutKind::CompressedRows, float, 0).is_ok(), "{shape:?}");
+        }
     }
 
     #[test]

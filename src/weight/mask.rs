@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 
 use super::WeightError;
+use super::form::matrix_shape;
 
 /// Which weights of a `[rows, cols]` matrix are kept: one bit each, rows starting on a byte, lowest bit first.
 ///
@@ -27,12 +28,23 @@ pub struct Mask {
 
 impl Mask {
     /// A mask that keeps everything.
+    ///
+    /// # Panics
+    /// When the matrix has more elements than this machine can address, as for [`Mask::from_fn`].
     pub fn keep_all(rows: usize, cols: usize) -> Self {
         Self::from_fn(rows, cols, |_, _| true)
     }
 
-    /// A mask that keeps the positions for which `keep(row, col)` holds.
+    /// A mask that keeps the positions for which `keep(row, col)` holds. For numbers from outside, check first that there is
+    /// room for `rows · ⌈cols / 8⌉` bytes.
+    ///
+    /// # Panics
+    /// When the matrix has more elements than this machine can address: more than 2^58, a dimension of 0 counting as 1.
     pub fn from_fn(rows: usize, cols: usize, keep: impl Fn(usize, usize) -> bool + Sync) -> Self {
+        assert!(
+            matrix_shape(&[rows, cols]).is_ok(),
+            "a mask of {rows} × {cols} is more than can be addressed"
+        );
         let stride = cols.div_ceil(8);
         let mut bytes = vec![0u8; rows * stride];
         if stride > 0 {
@@ -201,6 +213,13 @@ mod tests {
         assert!(text(Mask::from_bytes(2, 9, vec![0, 0, 0, 2])).contains("row 1"));
         assert!(Mask::from_bytes(0, 9, vec![]).is_ok());
         assert!(Mask::from_bytes(3, 0, vec![]).is_ok());
+    }
+
+    #[test]
+    #[should_panic(expected = "a mask of 8 × 2305843009213693953 is more than can be addressed")]
+    fn a_mask_whose_size_overflows_is_refused() {
+        // 8 rows of 2^58 + 1 bytes: the product wraps around to 8
+        Mask::from_fn(8, (1 << 61) + 1, |_, _| true);
     }
 
     #[test]

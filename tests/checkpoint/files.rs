@@ -214,6 +214,15 @@ fn metadata_that_occurs_twice_is_refused() {
 }
 
 #[test]
+fn a_key_that_occurs_twice_in_metadata_is_refused() {
+    let file = File::new(raw(r#"{"__metadata__":{"a":"1","a":"2"}}"#, &[]));
+    refused!(file.open(), Header, file.path, ["`__metadata__`", "`a` occurs twice"]);
+    let weights = r#"{\"version\":1,\"weights\":{\"x\":{},\"x\":{}}}"#;
+    let file = File::new(raw(format!(r#"{{"__metadata__":{{"tersor":"{weights}"}}}}"#), &[]));
+    refused!(file.open(), Config, file.path, ["`tersor`", "`x` occurs twice"]);
+}
+
+#[test]
 fn an_unknown_dtype_is_refused() {
     let file = one("F128", "[1]", [0, 16], 16);
     refused!(file.open(), Header, file.path, ["`a`", "unknown variant `F128`"]);
@@ -316,6 +325,49 @@ fn a_pipe_is_refused_without_waiting_for_its_other_end() {
     std::thread::spawn(move || send.send(Checkpoint::open(opened)).ok());
     let result = receive.recv_timeout(std::time::Duration::from_secs(5)).expect("opening the pipe waits");
     refused!(result, NotACheckpoint, path, ["not a regular file"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_index_config_or_image() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    for name in ["model.safetensors.index.json", "config.json", "images"] {
+        let folder = Folder::new();
+        folder.put("model.safetensors", small());
+        let path = folder.path().join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let root = folder.path().to_path_buf();
+        std::thread::spawn(move || {
+            let error = match name {
+                "images" => tersor::ImageSet::open(root.join(name), root.join(name))
+                    .map(|_| ())
+                    .map_err(|e| e.to_string()),
+                _ => Checkpoint::open(&root).map(|_| ()).map_err(|e| tersor::one_line(&e)),
+            };
+            send.send(error).ok();
+        });
+        let error = receive.recv_timeout(std::time::Duration::from_secs(5)).expect("opening the pipe waits");
+        let error = error.unwrap_err();
+        assert!(error.contains(path.to_str().unwrap()) && error.contains("not a regular file"), "{error}");
+    }
+    let device = tersor::open_regular("/dev/zero").unwrap_err().to_string();
+    assert!(device.contains("not a regular file"), "{device}");
+}
+
+/// Looking up every tensor by its name takes no longer than listing them.
+#[test]
+fn many_tensors_are_found_by_name() {
+    let names: Vec<String> = (0..40_000).map(|i| format!("layers.{i}.a_rather_long_name.weight")).collect();
+    let tensors: Vec<_> = names.iter().map(|n| stored(n, DType::U8, &[0], [])).collect();
+    let checkpoint = File::new(safetensors(&tensors, &[].into()));
+    let checkpoint = checkpoint.open().unwrap();
+    let start = std::time::Instant::now();
+    for name in &names {
+        assert_eq!(checkpoint.entry(name).unwrap().name, *name);
+    }
+    // one by one it is 800 million comparisons
+    assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -464,11 +516,22 @@ fn floats_are_widened_exactly() {
 #[test]
 fn f64_is_rounded_to_the_nearest_f32() {
     // 1 + 2^-24 is halfway between 1 and the next f32, and goes to the even one
-    let values = [0.1f64, 1.0 + 2f64.powi(-24), 1.0 + 3.0 * 2f64.powi(-24), -1e300, 1e-300];
+    let values = [0.1f64, 1.0 + 2f64.powi(-24), 1.0 + 3.0 * 2f64.powi(-24), -f64::INFINITY, 1e-300];
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let file = File::new(safetensors(&[stored("w", DType::F64, &[5], bytes)], &[].into()));
     let expected = [0.1f32, 1.0, 1.0 + 2f32.powi(-22), -f32::INFINITY, 0.0];
     assert_eq!(file.open().unwrap().dense("w").unwrap(), expected);
+}
+
+#[test]
+fn f64_beyond_the_largest_f32_is_not_called_infinite() {
+    let bytes: Vec<u8> = [f64::NAN, 1.0, -1e300].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let file = File::new(safetensors(&[stored("w", DType::F64, &[3], bytes)], &[].into()));
+    let parts = ["`w`", "-1e300 at index 2", "3.4028235e38, the largest f32"];
+    for result in [file.open().unwrap().dense("w").map(|_| ()), file.open().unwrap().weight("w").map(|_| ())]
+    {
+        refused!(result, Tensor, file.path, [parts[0], parts[1], parts[2]]);
+    }
 }
 
 #[test]

@@ -89,6 +89,14 @@ fn a_shard_that_is_a_folder_is_refused() {
 }
 
 #[test]
+fn a_tensor_that_a_weight_map_names_twice_is_refused() {
+    let (folder, index) = sharded(json!({"a": "model-00001-of-00002.safetensors"}));
+    let twice = r#"{"weight_map": {"a": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}}"#;
+    folder.put("model.safetensors.index.json", twice);
+    refused!(folder.open(), Index, index, ["`a` occurs twice"]);
+}
+
+#[test]
 fn an_empty_weight_map_is_refused() {
     let (folder, index) = sharded(json!({}));
     refused!(folder.open(), Index, index, ["`weight_map` is empty"]);

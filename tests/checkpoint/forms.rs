@@ -695,6 +695,25 @@ fn hollow_weights_of_huge_dimensions_cost_nothing() {
     }
 }
 
+/// A few bytes cannot ask for petabytes of zeros.
+#[test]
+fn a_sparse_weight_of_almost_nothing_is_refused() {
+    let form = json!({"shape": [1, 1u64 << 56], "layout": "rows", "kept": 0, "coding": {"type": "float", "dtype": "F32"}});
+    let tensors = vec![
+        stored("fc.weight_shape", DType::I64, &[2], i64s(&[1, 1 << 56])),
+        stored("fc.weight_values", DType::F32, &[0], []),
+        stored("fc.weight_row_offsets", DType::I64, &[2], i64s(&[0, 0])),
+        stored("fc.weight_columns", DType::U32, &[0], []),
+    ];
+    let file = Draft { tensors, document: json!({"version": 1, "weights": {NAME: form}}) }.file();
+    refused!(
+        read_all(&file.path),
+        Tensor,
+        file.path,
+        ["`fc.weight`", "[1, 72057594037927936]", "72057594037927936 elements", "16 bytes"]
+    );
+}
+
 #[test]
 fn dimensions_that_overflow_are_refused() {
     for shape in [

@@ -589,20 +589,46 @@ fn targets_and_ignored_modules_are_those_that_a_loader_looks_for() {
     let embedding = "[[step]]\nclasses = [\"linear\", \"embedding\"]\nquantize = { bits = 8 }";
     let only_embedding = "[[step]]\nclasses = [\"embedding\"]\nquantize = { bits = 8 }";
     let masked = ["embed.weight", "fc.weight", "cls.predictions.transform.dense.weight"];
-    let heads = json!(["re:.*lm_head$", r"re:.*cls\.predictions\.decoder$"]);
+    let named = ["embed_in.weight", "embedding_hidden_mapping_in.weight", "fc.weight", "embed_out.weight"];
+    let embedding_names = "ignore = [\"embed_out\"]\n[[step]]\nquantize = { bits = 8 }";
+    let heads = json!(["embed", "re:.*lm_head$", r"re:.*cls\.predictions\.decoder$"]);
     let (tied, head) = (["embed.weight", "fc.weight"], ["embed.weight", "fc.weight", "lm_head.weight"]);
     for (tensors, recipe, expected) in [
         (&["fc.weight"][..], linear, json!([["Linear"], []])),
-        (&tied, linear, json!([["Linear"], ["re:.*lm_head$"]])),
-        (&head, linear, json!([["Linear"], []])),
+        (&tied, linear, json!([["Linear"], ["embed", "re:.*lm_head$"]])),
+        (&head, linear, json!([["Linear"], ["embed"]])),
         (&masked, linear, json!([["Linear"], heads])),
-        (&head, &ignored, json!([["Linear"], ["lm_head"]])),
+        (&head, &ignored, json!([["Linear"], ["embed", "lm_head"]])),
+        // what is no embedding, though its name sounds like one
+        (&named, linear, json!([["Linear"], ["embed_in", "embedding_hidden_mapping_in"]])),
+        (
+            &named,
+            embedding_names,
+            json!([["Linear"], ["embed_in", "embedding_hidden_mapping_in", "embed_out"]]),
+        ),
         (&tied, embedding, json!([["Linear", "embed"], ["re:.*lm_head$"]])),
         (&head, embedding, json!([["Linear", "embed"], []])),
         (&head, only_embedding, json!([["embed"], ["fc", "lm_head"]])),
     ] {
         assert_eq!(written_targets(tensors, recipe), expected, "{tensors:?}, {recipe}");
     }
+}
+
+/// A parameter that is no module's weight has no module that a loader could quantize.
+#[test]
+fn what_is_no_modules_weight_is_not_quantized_for_other_loaders() {
+    let tensors = ["fc.weight", "text_projection"].map(|t| stored(t, DType::F32, &[4, 8], f32s(&[0.5; 32])));
+    let folder = folder(&tensors, &json!({"architectures": ["A"], "model_type": "a"}));
+    let checkpoint = folder.open().unwrap();
+    let recipe = Recipe::from_toml("[[step]]\nquantize = { bits = 8 }").unwrap();
+    let error = Plan::new(&checkpoint, &recipe).unwrap_err().to_string();
+    for part in ["`text_projection`", "int8", "no module's `….weight`", "ignore this tensor", "`tersor`"] {
+        assert!(error.contains(part), "no `{part}` in: {error}");
+    }
+    let recipe = recipe.format(tersor::OutputFormat::Tersor);
+    assert!(Plan::new(&checkpoint, &recipe).is_ok());
+    let fp16 = Recipe::preset("fp16", tersor::PresetOptions::default()).unwrap();
+    assert!(Plan::new(&checkpoint, &fp16).is_ok());
 }
 
 /// Block scales of other formats: the codes alone would be taken for values.

@@ -175,6 +175,62 @@ fn a_model_that_cannot_be_run_is_refused() {
     assert_contains(&mlp, &["3 features", "784"]);
 }
 
+/// What a network has beside its linear layers is not left out of it.
+#[test]
+fn a_chain_that_leaves_tensors_unexplained_is_refused() {
+    let data = Folder::new();
+    let images = data.put("images", idx(&[1, 1, 3], &[1, 2, 3]));
+    let labels = data.put("labels", idx(&[1], &[0]));
+    let eval = |model: &Path| {
+        let task = args!["--task", "classify", "--images", images, "--labels", labels];
+        tersor(args!["eval", model].into_iter().chain(task))
+    };
+    let vector = |name: &str, n: usize| stored(name, DType::F32, &[n], f32s(&vec![1.0; n]));
+    let linear = [
+        stored("fc1.weight", DType::F32, &[2, 3], f32s(&[1.0; 6])),
+        vector("fc1.bias", 2),
+        stored("fc2.weight", DType::F32, &[4, 2], f32s(&[1.0; 8])),
+    ];
+    eval(folder(&linear, None).path()).quietly();
+    let norm = ["bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"].map(|name| vector(name, 2));
+    let source = folder(&[&linear[..], &norm].concat(), None);
+    let line = eval(source.path()).error(1);
+    assert_contains(&line, &[source.path().to_str().unwrap(), "`bn1.weight` and 3 others", "config.json"]);
+}
+
+#[test]
+fn unknown_keys_of_a_network_are_refused() {
+    let source = |config: &str| {
+        let model = brightest();
+        model.put("config.json", config);
+        model
+    };
+    let open = |config: &str| {
+        let model = source(config);
+        let checkpoint = tersor::Checkpoint::open(model.path()).unwrap();
+        tersor::Sequential::open(&checkpoint).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let layers = r#""layers": [{"type": "flatten"}, {"type": "linear", "name": "only"}, {"type": "relu"}]"#;
+    let whole =
+        format!(r#"{{"model_type": "sequential", "dtype": "float32", "input_shape": [3], {layers}}}"#);
+    open(&whole).unwrap();
+    for (from, to, parts) in [
+        (
+            "\"dtype\": \"float32\"",
+            "\"pixel_scales\": 1.0",
+            ["`pixel_scales`", "did you mean `pixel_scale`?"],
+        ),
+        (
+            "\"name\": \"only\"",
+            "\"name\": \"only\", \"nane\": 1",
+            ["`nane` of layer 2", "did you mean `name`?"],
+        ),
+        ("\"relu\"", "\"relu\", \"slope\": 0.1", ["`slope` of layer 3", "(valid: type)"]),
+    ] {
+        assert_contains(&open(&whole.replace(from, to)).unwrap_err(), &parts);
+    }
+}
+
 #[test]
 fn broken_images_are_refused() {
     let model = brightest();

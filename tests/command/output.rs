@@ -19,19 +19,38 @@ fn config(folder: &Path) -> Value {
 #[test]
 fn what_belongs_to_the_model_is_carried_along() {
     let source = folder(&decoder(DType::F32), Some(&architectures()));
-    let kept = ["tokenizer.json", "README.md", "1_Pooling/config.json", "merges.txt"];
-    let left =
-        ["pytorch_model.bin", "onnx/model.onnx", "1_Pooling/weights.bin", ".gitattributes", "model.h5"];
-    for name in kept.into_iter().chain(left) {
+    let kept =
+        ["tokenizer.json", "README.md", "1_Pooling/config.json", "merges.txt", "2_Dense/deep/er/x.json"];
+    let left = [
+        "1_Pooling/weights.bin",
+        "2_Dense/model.safetensors",
+        "consolidated.safetensors",
+        "model.h5",
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "pytorch_model.bin",
+        "rng.pkl",
+        "weights.npz",
+    ];
+    let useless = [".gitattributes", "pytorch_model.bin.index.json", "2_Dense/model.safetensors.index.json"];
+    for name in kept.into_iter().chain(left).chain(useless) {
         fs::create_dir_all(source.path().join(name).parent().unwrap()).unwrap();
         source.put(name, format!("this is {name}"));
     }
     fs::create_dir_all(source.path().join(".cache/deep")).unwrap();
     source.put(".cache/deep/x.json", "{}");
     let before = Snapshot::of(source.path());
-    let (_work, output, _) = compressed(source.path(), &["--preset", "int8"]);
+    let (_work, output, report) = compressed(source.path(), &["--preset", "int8"]);
     let snapshot = Snapshot::of(&output);
     let files = snapshot.files(&output);
+    // no weight goes without a word
+    assert_eq!(report["left_behind"], json!(left));
+    let plan = args!["plan", source.path(), "--preset", "int8"];
+    assert_contains(
+        &tersor(&plan).quietly(),
+        &["left behind: `1_Pooling/weights.bin`", "2_Dense", "4 others"],
+    );
+    assert_eq!(tersor(plan.into_iter().chain(args!["--json"])).json()["left_behind"], json!(left));
     for name in kept {
         assert_eq!(files[name], format!("this is {name}").as_bytes());
     }
@@ -46,6 +65,18 @@ fn what_belongs_to_the_model_is_carried_along() {
     assert_ne!(fs::read(again.join("tersor.json")).unwrap(), files["tersor.json"]);
 }
 
+/// A link to a folder above it is no endless tree.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_holds_itself_is_listed_once() {
+    let source = folder(&decoder(DType::F32), None);
+    fs::create_dir(source.path().join("sub")).unwrap();
+    source.put("sub/x.json", "{}");
+    std::os::unix::fs::symlink(source.path(), source.path().join("sub/around")).unwrap();
+    let (_work, output, _) = compressed(source.path(), &["--preset", "bf16"]);
+    assert_eq!(names(&output.join("sub")), ["x.json"]);
+}
+
 #[test]
 fn config_json_says_how_weights_are_quantized() {
     let source = folder(&decoder(DType::F32), Some(&architectures()));
@@ -57,7 +88,7 @@ fn config_json_says_how_weights_are_quantized() {
     let quantization = &config["quantization_config"];
     assert_eq!(quantization["quant_method"], "compressed-tensors");
     assert_eq!(quantization["format"], "pack-quantized");
-    assert_eq!(quantization["ignore"], json!(["lm_head"]));
+    assert_eq!(quantization["ignore"], json!(["model.embed_tokens", "lm_head"]));
     let group = &quantization["config_groups"]["group_0"];
     assert_eq!(group["targets"], json!(["Linear"]));
     assert_eq!(group["weights"]["num_bits"], 4);
@@ -103,6 +134,31 @@ fn a_model_quantized_by_another_method_is_refused() {
     let source = folder(&decoder(DType::F32), Some(&config));
     let path = source.path().join("config.json");
     refuses(source.path(), &["--preset", "int8"], &[path.to_str().unwrap(), "already quantized by `gptq`"]);
+}
+
+/// Activations, caches and rotations that a configuration describes are not dropped from it.
+#[test]
+fn what_a_configuration_says_beyond_weights_is_not_lost() {
+    let source = folder(&decoder(DType::F32), Some(&architectures()));
+    let (_work, int8, _) = compressed(source.path(), &["--preset", "int8"]);
+    let path = int8.join("config.json");
+    let written = config(&int8);
+    let activations =
+        json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true});
+    for (at, value, name) in [
+        ("/config_groups/group_0/input_activations", activations.clone(), "`input_activations` of group_0"),
+        ("/config_groups/group_0/output_activations", activations.clone(), "`output_activations` of group_0"),
+        ("/kv_cache_scheme", activations, "`kv_cache_scheme`"),
+        ("/transform_config", json!({"config_groups": {"R1": {}}}), "`transform_config`"),
+        ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "`sparsity_config`"),
+    ] {
+        let mut config = written.clone();
+        *config["quantization_config"].pointer_mut(at).unwrap() = value;
+        fs::write(&path, config.to_string()).unwrap();
+        for preset in ["int4", "fp16"] {
+            refuses(&int8, &["--preset", preset], &[path.to_str().unwrap(), name, "start from the original"]);
+        }
+    }
 }
 
 #[test]

@@ -37,6 +37,14 @@ fn files_that_are_no_recipes() {
     refuses(source.path(), &["--recipe", source.path().to_str().unwrap()], &["cannot read"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_device_is_no_recipe() {
+    let source = folder(&mixed(DType::F32), None);
+    let parts = ["/dev/zero: cannot read", "not a regular file"];
+    refuses(source.path(), &["--recipe", "/dev/zero"], &parts);
+}
+
 #[test]
 fn unknown_keys_and_names_suggest_the_nearest() {
     for (recipe, unknown, nearest) in [

@@ -196,6 +196,33 @@ fn compare_puts_checkpoints_side_by_side() {
     assert_eq!(markdown(&tersor(args!["compare", source.path(), int8, "--markdown"]).quietly()).len(), 3);
 }
 
+/// A tensor that has no counterpart is named, not passed over.
+#[test]
+fn compare_says_what_it_could_not_compare() {
+    let tensor = |name: &str, shape: &[usize]| crate::models::weight(name, DType::F32, shape);
+    let source = folder(
+        &[tensor("a.weight", &[4, 8]), tensor("b.weight", &[4, 8]), tensor("c.weight", &[2, 2])],
+        None,
+    );
+    let other = folder(
+        &[tensor("b.weight", &[8, 4]), tensor("c.weight", &[2, 2]), tensor("d.weight", &[2, 2])],
+        None,
+    );
+    let compare = args!["compare", source.path(), other.path()];
+    let json = tersor(compare.clone().into_iter().chain(args!["--json"])).json();
+    assert_eq!(json["variants"][0]["not_compared"], serde_json::json!([]));
+    assert_eq!(
+        json["variants"][1]["not_compared"],
+        serde_json::json!([
+            {"name": "a.weight", "reason": "it is missing"},
+            {"name": "b.weight", "reason": "shape [4, 8] became [8, 4]"},
+            {"name": "d.weight", "reason": "the reference has no such tensor"},
+        ])
+    );
+    let text = tersor(compare).quietly();
+    assert_contains(&text, &["3 not compared", "`a.weight` (it is missing) and 2 others"]);
+}
+
 #[test]
 fn help_has_examples_for_every_subcommand() {
     for subcommand in ["inspect", "plan", "compress", "eval", "compare", "verify", "demo"] {

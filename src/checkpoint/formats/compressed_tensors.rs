@@ -8,7 +8,7 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::{Checkpoint, CheckpointError, TensorClass};
+use super::super::{Checkpoint, CheckpointError, Entry, Stored, TensorClass};
 use super::{Found, stored_shape};
 use crate::dtype::{DType, FloatType, Precision};
 use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind};
@@ -143,7 +143,7 @@ enum Target {
     Module(String),
     Pattern(Regex),
     /// A class of modules, such as `Linear`: which modules belong to it shows in the tensors that are there.
-    Class,
+    Class(String),
 }
 
 #[derive(Clone, Copy)]
@@ -192,17 +192,22 @@ impl QuantizationConfig {
         self.ignore.iter().any(|target| match target {
             Target::Module(name) => name == module,
             Target::Pattern(pattern) => pattern.is_match(module),
-            Target::Class => false,
+            Target::Class(_) => false,
         })
     }
 
     /// The arguments for a module: those of the group that names it, else of one whose pattern fits, else of one
     /// that names a class.
     fn arguments_of(&self, module: &str) -> Option<Arguments> {
+        self.arguments_where(module, |_| true)
+    }
+
+    /// The same, where only the classes that fit count.
+    fn arguments_where(&self, module: &str, is_of: impl Fn(&str) -> bool) -> Option<Arguments> {
         let rank = |target: &Target| match target {
             Target::Module(name) => (name == module).then_some(0),
             Target::Pattern(pattern) => pattern.is_match(module).then_some(1),
-            Target::Class => Some(2),
+            Target::Class(class) => is_of(class).then_some(2),
         };
         self.groups
             .iter()
@@ -210,6 +215,67 @@ impl QuantizationConfig {
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, args)| args)
     }
+
+    /// How it misleads a loader about a matrix that is stored in `form`, or plainly; `None` when it does not.
+    pub(crate) fn clash(&self, entry: &Entry) -> Option<String> {
+        let module = entry.name.strip_suffix(".weight").filter(|_| entry.shape.len() == 2)?;
+        let is_of = |class: &str| class == "Linear" && entry.class == TensorClass::Linear;
+        let described = self.arguments_where(module, is_of).filter(|_| !self.ignores(module));
+        let stored = entry.describe();
+        match (&entry.stored, described) {
+            (Stored::Compressed(form), Some(args)) if is_quantized(form) => (!args.describes(form.coding()))
+                .then(|| format!("config.json describes another form than {stored}")),
+            (Stored::Compressed(form), None) if is_quantized(form) => Some(format!(
+                "it is {stored}, but no group of config.json names `{module}`, or `ignore` does"
+            )),
+            (_, Some(_)) => {
+                Some(format!("it is {stored}, but config.json has `{module}` quantized; add it to `ignore`"))
+            }
+            (_, None) => None,
+        }
+    }
+}
+
+/// Whether a loader needs a `quantization_config` for a weight, and can have one.
+pub(crate) fn is_quantized(form: &Form) -> bool {
+    form.coding().granularity().is_some() && why_not(form).is_none()
+}
+
+impl Arguments {
+    fn describes(&self, coding: Coding) -> bool {
+        match coding {
+            Coding::Float(_) => false,
+            Coding::F8E4M3 { granularity, .. } => !self.int && self.granularity == granularity,
+            Coding::Int { bits, symmetric, granularity, .. } => {
+                self.int && (self.bits, self.symmetric, self.granularity) == (bits, symmetric, granularity)
+            }
+        }
+    }
+}
+
+/// What a `quantization_config` says beyond the form of weights: writing it anew would drop that. Empty when there is
+/// nothing of the kind.
+pub(crate) fn beyond_weights(quantization: &Value) -> Vec<String> {
+    let says = |value: &Value| match value {
+        Value::Null => false,
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    };
+    let mut found = Vec::new();
+    for (group, scheme) in quantization.get("config_groups").and_then(Value::as_object).into_iter().flatten()
+    {
+        for key in ["input_activations", "output_activations"] {
+            if scheme.get(key).is_some_and(says) {
+                found.push(format!("`{key}` of {group}"));
+            }
+        }
+    }
+    for key in ["kv_cache_scheme", "transform_config", "sparsity_config"] {
+        if quantization.get(key).is_some_and(says) {
+            found.push(format!("`{key}`"));
+        }
+    }
+    found
 }
 
 /// Whether a version is known to be lower than 0.18.
@@ -233,7 +299,7 @@ fn read_names(names: &[Value]) -> Result<Vec<Target>, String> {
                     Regex::new(&format!("^(?:{pattern})")).map_err(|e| format!("target `{target}`: {e}"))?,
                 ),
                 None if target.contains('.') => Target::Module(target.to_owned()),
-                None if target.starts_with(char::is_uppercase) => Target::Class,
+                None if target.starts_with(char::is_uppercase) => Target::Class(target.to_owned()),
                 None => Target::Module(target.to_owned()),
             })
         })

@@ -265,6 +265,15 @@ pub(super) fn decode(
     let [rows, cols] = [form.rows(), form.cols()];
     let dense = form.layout() == LayoutKind::Dense;
     let path = parts.path()?;
+    // whoever decodes it would fail where no error can be given
+    if !dense && Vec::<f32>::new().try_reserve_exact(rows * cols).is_err() {
+        let reason = format!(
+            "shape {:?} takes {} bytes when decoded, more than there is memory",
+            form.shape(),
+            4 * rows * cols
+        );
+        return Err(CheckpointError::tensor(path, name, reason));
+    }
     let layout = match form.layout() {
         LayoutKind::Dense => Ok(Layout::Dense),
         LayoutKind::Bitmask => {

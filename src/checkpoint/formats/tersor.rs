@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::CheckpointError;
+use super::super::header::UniqueMap;
 use crate::dtype::Precision;
 use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind, NofM};
 
@@ -16,11 +17,17 @@ pub(crate) const KEY: &str = "tersor";
 
 const VERSION: u32 = 1;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Document {
     version: u32,
-    /// A [`StoredForm`] each; read one by one, so that an error can name the weight.
     weights: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct ReadDocument {
+    version: u32,
+    /// A [`StoredForm`] each; read one by one, so that an error can name the weight.
+    weights: UniqueMap<Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,7 +88,7 @@ pub(super) fn read_metadata(
 ) -> Result<Vec<(String, Form)>, CheckpointError> {
     let Some(text) = metadata.get(KEY) else { return Ok(Vec::new()) };
     let bad = |reason: String| CheckpointError::config(path, format!("metadata `{KEY}`: {reason}"));
-    let document: Document = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    let document: ReadDocument = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     if document.version != VERSION {
         let reason =
             format!("version {} was written by a newer tersor; this one reads {VERSION}", document.version);
@@ -89,6 +96,7 @@ pub(super) fn read_metadata(
     }
     document
         .weights
+        .0
         .into_iter()
         .map(|(name, stored)| {
             let form = serde_json::from_value::<StoredForm>(stored)
