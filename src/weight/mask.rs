@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 
 use super::WeightError;
+use crate::kernels::mask;
 
 /// Which weights of a `[rows, cols]` matrix are kept: one bit each, rows starting on a byte, lowest bit first.
 ///
@@ -28,7 +29,7 @@ pub struct Mask {
 impl Mask {
     /// A mask that keeps everything.
     pub fn keep_all(rows: usize, cols: usize) -> Self {
-        Self::from_fn(rows, cols, |_, _| true)
+        Self { rows, cols, bytes: vec![0xff; rows * cols.div_ceil(8)] }.without_excess()
     }
 
     /// A mask that keeps the positions for which `keep(row, col)` holds.
@@ -43,6 +44,35 @@ impl Mask {
             });
         }
         Self { rows, cols, bytes }
+    }
+
+    /// A mask whose bytes `fill` writes: `rows · ⌈cols / 8⌉` of them, zero before.
+    pub(crate) fn fill(rows: usize, cols: usize, fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut bytes = vec![0; rows * cols.div_ceil(8)];
+        fill(&mut bytes);
+        Self { rows, cols, bytes }
+    }
+
+    /// A mask that keeps the rows for which `kept` is true.
+    pub(crate) fn keep_rows(cols: usize, kept: &[bool]) -> Self {
+        let stride = cols.div_ceil(8);
+        let bytes = kept.iter().flat_map(|k| std::iter::repeat_n(if *k { 0xff } else { 0 }, stride)).collect();
+        Self { rows: kept.len(), cols, bytes }.without_excess()
+    }
+
+    /// A mask that keeps the columns for which `kept` is true.
+    pub(crate) fn keep_columns(rows: usize, kept: &[bool]) -> Self {
+        let row = Self::from_fn(1, kept.len(), |_, col| kept[col]).bytes;
+        Self { rows, cols: kept.len(), bytes: row.repeat(rows) }
+    }
+
+    /// Clears the bits beyond the last column.
+    fn without_excess(mut self) -> Self {
+        if !self.cols.is_multiple_of(8) {
+            let used = !(0xffu8 << (self.cols % 8));
+            self.bytes.chunks_mut(self.cols.div_ceil(8)).for_each(|row| row[row.len() - 1] &= used);
+        }
+        self
     }
 
     /// A mask from its bytes, as [`Mask::as_bytes`] gives them.
@@ -92,7 +122,7 @@ impl Mask {
 
     /// Number of kept weights.
     pub fn kept(&self) -> usize {
-        self.bytes.iter().map(|b| b.count_ones() as usize).sum()
+        mask::count(&self.bytes)
     }
 
     /// Fraction of weights that are not kept, in `[0, 1]`; 0 for an empty matrix.
@@ -110,25 +140,15 @@ impl Mask {
     /// When the length differs.
     pub fn apply(&self, weights: &mut [f32]) -> Result<(), WeightError> {
         WeightError::check_len("weights under the mask", self.rows * self.cols, weights.len())?;
-        if self.cols > 0 {
-            weights.par_chunks_mut(self.cols).enumerate().for_each(|(row, weights)| {
-                let bytes = self.row_bytes(row);
-                for (weights, byte) in weights.chunks_mut(8).zip(bytes) {
-                    for (bit, w) in weights.iter_mut().enumerate() {
-                        if byte >> bit & 1 == 0 {
-                            *w = 0.0;
-                        }
-                    }
-                }
-            });
-        }
+        mask::apply(weights, self.cols, &self.bytes);
         Ok(())
     }
 
     /// Keeps exactly what this mask does not.
     #[must_use]
     pub fn invert(&self) -> Self {
-        Self::from_fn(self.rows, self.cols, |row, col| !self.keeps(row, col))
+        let bytes = self.bytes.iter().map(|b| !b).collect();
+        Self { rows: self.rows, cols: self.cols, bytes }.without_excess()
     }
 
     /// Keeps what both masks keep.
@@ -147,15 +167,18 @@ impl Mask {
         self.combine(other, |a, b| a | b)
     }
 
-    fn combine(&self, other: &Self, f: fn(u8, u8) -> u8) -> Result<Self, WeightError> {
-        if (self.rows, self.cols) != (other.rows, other.cols) {
-            return Err(WeightError::MaskShape {
-                mask: [other.rows, other.cols],
-                weight: [self.rows, self.cols],
-            });
-        }
+    fn combine(&self, other: &Self, f: impl Fn(u8, u8) -> u8) -> Result<Self, WeightError> {
+        other.check(self.rows, self.cols)?;
         let bytes = self.bytes.iter().zip(&other.bytes).map(|(a, b)| f(*a, *b)).collect();
         Ok(Self { rows: self.rows, cols: self.cols, bytes })
+    }
+
+    /// Checks that the mask is one of a `[rows, cols]` matrix.
+    pub(crate) fn check(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
+        if (self.rows, self.cols) == (rows, cols) {
+            return Ok(());
+        }
+        Err(WeightError::MaskShape { mask: [self.rows, self.cols], weight: [rows, cols] })
     }
 
     /// The kept columns of a row, ascending.
@@ -176,7 +199,18 @@ impl Mask {
         self.row_bytes(row).iter().map(|b| b.count_ones() as usize).sum()
     }
 
-    fn row_bytes(&self, row: usize) -> &[u8] {
+    /// The bits of columns `first..first + len` of a row, for `len` ≤ 16; zero beyond the last column.
+    #[inline]
+    pub(crate) fn group(&self, row: usize, first: usize, len: usize) -> u16 {
+        let bytes = &self.row_bytes(row)[first / 8..];
+        let mut three = [0u8; 4];
+        let count = bytes.len().min(3);
+        three[..count].copy_from_slice(&bytes[..count]);
+        (u32::from_le_bytes(three) >> (first % 8) & ((1 << len) - 1)) as u16
+    }
+
+    /// The bytes of a row.
+    pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
         let stride = self.cols.div_ceil(8);
         &self.bytes[row * stride..(row + 1) * stride]
     }

@@ -4,7 +4,7 @@ use super::WeightError;
 use super::form::{Bits, Coding, Granularity, ScaleGrid};
 use super::packed::PackedCodes;
 use crate::dtype::Precision;
-use crate::kernels::{convert, quantize};
+use crate::kernels::{convert, mask, quantize};
 
 /// The stored values of a weight, in layout order.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,6 +110,15 @@ impl Values {
             Precision::F32 => Self::F32(values.collect()),
             Precision::F16 => Self::F16(values.map(f16::from_f32).collect()),
             Precision::Bf16 => Self::Bf16(values.map(bf16::from_f32).collect()),
+        }
+    }
+
+    /// Of `[rows, cols]` float values, those whose bit is set, in this precision.
+    pub(crate) fn picked(precision: Precision, values: &[f32], cols: usize, bits: &[u8]) -> Self {
+        match precision {
+            Precision::F32 => Self::F32(mask::pick(values, cols, bits, mask::copy)),
+            Precision::F16 => Self::F16(mask::pick(values, cols, bits, convert::fill_f16)),
+            Precision::Bf16 => Self::Bf16(mask::pick(values, cols, bits, convert::fill_bf16)),
         }
     }
 

@@ -1,0 +1,187 @@
+//! Bitmasks, lowest bit first: applying them, counting them, and picking the values that they keep.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::level::{Isa, multiversion};
+use super::{CHUNK, PARALLEL_MIN};
+
+multiversion! {
+    fn apply_by_compiler(values: &mut [f32], bits: &[u8]) = portable::apply
+}
+multiversion! {
+    fn count_in(bits: &[u8]) -> usize = portable::count
+}
+multiversion! {
+    fn compress_f32_by_compiler(values: &[f32], bits: &[u8], out: &mut [MaybeUninit<f32>]) -> usize
+        = portable::compress
+}
+multiversion! {
+    fn compress_u8_by_compiler(values: &[u8], bits: &[u8], out: &mut [MaybeUninit<u8>]) -> usize
+        = portable::compress
+}
+multiversion! {
+    fn expand_f32_by_compiler(values: &[f32], bits: &[u8], out: &mut [f32]) -> usize = portable::expand
+}
+
+fn apply_in(isa: Isa, values: &mut [f32], bits: &[u8]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => avx512::apply(token, values, bits),
+        _ => apply_by_compiler(isa, values, bits),
+    }
+}
+
+/// Zeroes the values whose bit is not set.
+///
+/// # Shapes
+/// `values` is `[rows, cols]`; `bits` is `[rows, ⌈cols / 8⌉]`.
+///
+/// # Panics
+/// When `bits` has another length.
+pub fn apply(values: &mut [f32], cols: usize, bits: &[u8]) {
+    if cols == 0 {
+        return;
+    }
+    assert_eq!(bits.len(), values.len() / cols * cols.div_ceil(8), "bytes of the mask");
+    let isa = Isa::current();
+    // rows that fill their bytes can be treated as one
+    let run = if cols.is_multiple_of(8) { CHUNK } else { cols };
+    if values.len() < PARALLEL_MIN {
+        let runs = values.chunks_mut(run).zip(bits.chunks(run.div_ceil(8)));
+        return runs.for_each(|(values, bits)| apply_in(isa, values, bits));
+    }
+    let runs = values.par_chunks_mut(run).zip(bits.par_chunks(run.div_ceil(8)));
+    runs.with_min_len((CHUNK / run).max(1)).for_each(|(values, bits)| apply_in(isa, values, bits));
+}
+
+/// Number of bits that are set.
+pub fn count(bits: &[u8]) -> usize {
+    let isa = Isa::current();
+    if bits.len() < PARALLEL_MIN {
+        return count_in(isa, bits);
+    }
+    bits.par_chunks(CHUNK).map(|bits| count_in(isa, bits)).sum()
+}
+
+/// Calls `f` with the index of every bit that is set, ascending.
+#[inline]
+pub(crate) fn for_each_set(bits: &[u8], f: impl FnMut(usize)) {
+    portable::for_each_set(bits, f);
+}
+
+/// Values that can be picked by a mask.
+pub(crate) trait Pick: Copy + Send + Sync {
+    /// Writes the values whose bit is set, one after the other, and gives their number. `out` has room for them, and
+    /// may be written beyond them.
+    fn compress(isa: Isa, values: &[Self], bits: &[u8], out: &mut [MaybeUninit<Self>]) -> usize;
+}
+
+impl Pick for f32 {
+    fn compress(isa: Isa, values: &[Self], bits: &[u8], out: &mut [MaybeUninit<Self>]) -> usize {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(token) => avx512::compress_f32(token, values, bits, out),
+            _ => compress_f32_by_compiler(isa, values, bits, out),
+        }
+    }
+}
+
+impl Pick for u8 {
+    fn compress(isa: Isa, values: &[Self], bits: &[u8], out: &mut [MaybeUninit<Self>]) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(token) = isa.vbmi2() {
+            return avx512::compress_u8(token, values, bits, out);
+        }
+        compress_u8_by_compiler(isa, values, bits, out)
+    }
+}
+
+/// The values of `[rows, cols]` that a mask keeps, each turned by `finish` into what is stored: it gets the kept values
+/// of a stretch, and room for as many.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub(crate) fn pick<T: Pick, U: Send>(
+    values: &[T],
+    cols: usize,
+    bits: &[u8],
+    finish: impl Fn(&[T], &mut [MaybeUninit<U>]) + Sync,
+) -> Vec<U> {
+    let isa = Isa::current();
+    if cols == 0 {
+        return Vec::new();
+    }
+    let stride = cols.div_ceil(8);
+    assert_eq!(bits.len(), values.len() / cols * stride, "bytes of the mask");
+    let rows = if cols.is_multiple_of(8) { 1 } else { (CHUNK / cols).max(1) };
+    let (run, run_bytes) = if cols.is_multiple_of(8) { (CHUNK, CHUNK / 8) } else { (rows * cols, rows * stride) };
+    let counts: Vec<usize> = bits.par_chunks(run_bytes).map(|bits| count_in(isa, bits)).collect();
+    let kept = counts.iter().sum();
+    let mut out = Vec::with_capacity(kept);
+    let mut rest = &mut out.spare_capacity_mut()[..kept];
+    let parts: Vec<&mut [MaybeUninit<U>]> =
+        counts.iter().map(|count| rest.split_off_mut(..*count).unwrap_or_default()).collect();
+    let take = |scratch: &mut Vec<T>, (out, (values, bits)): (&mut [MaybeUninit<U>], (&[T], &[u8]))| {
+        scratch.clear();
+        scratch.reserve(values.len());
+        let room = scratch.spare_capacity_mut();
+        let mut taken = 0;
+        if cols.is_multiple_of(8) {
+            taken = T::compress(isa, values, bits, room);
+        } else {
+            for (values, bits) in values.chunks(cols).zip(bits.chunks(stride)) {
+                taken += T::compress(isa, values, bits, &mut room[taken..]);
+            }
+        }
+        // SAFETY: that many were written.
+        unsafe { scratch.set_len(taken) };
+        finish(scratch, out);
+    };
+    let runs = || values.par_chunks(run).zip(bits.par_chunks(run_bytes));
+    if values.len() < PARALLEL_MIN {
+        let mut scratch = Vec::new();
+        let runs = values.chunks(run).zip(bits.chunks(run_bytes));
+        parts.into_iter().zip(runs).for_each(|part| take(&mut scratch, part));
+    } else {
+        parts.into_par_iter().zip(runs()).for_each_init(Vec::new, take);
+    }
+    // SAFETY: the parts are all of it, and `finish` writes each element of the part it is given.
+    unsafe { out.set_len(kept) };
+    out
+}
+
+/// The same values: what [`pick`] does with those that are stored as they are.
+pub(crate) fn copy<T: Copy>(values: &[T], out: &mut [MaybeUninit<T>]) {
+    out.write_copy_of_slice(values);
+}
+
+/// The bit patterns of signed bytes.
+pub(crate) fn as_unsigned(values: &[i8]) -> &[u8] {
+    // SAFETY: the same layout, and every pattern is a value of both.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// A row again: the next value where a bit is set, and zero elsewhere. Gives the number of values used.
+///
+/// # Shapes
+/// `bits` is `⌈out.len() / 8⌉` bytes, none of them set beyond the last value.
+///
+/// # Panics
+/// When there are fewer values than bits set.
+pub fn expand(values: &[f32], bits: &[u8], out: &mut [f32]) -> usize {
+    expand_in(Isa::current(), values, bits, out)
+}
+
+fn expand_in(isa: Isa, values: &[f32], bits: &[u8], out: &mut [f32]) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => avx512::expand_f32(token, values, bits, out),
+        _ => expand_f32_by_compiler(isa, values, bits, out),
+    }
+}
