@@ -65,10 +65,7 @@ impl MagnitudeThreshold {
     ///
     /// # Errors
     /// Whatever `visit` returns.
-    pub fn find<E>(
-        drop: u64,
-        visit: impl FnMut(&mut dyn FnMut(&[f32])) -> Result<(), E>,
-    ) -> Result<Self, E> {
+    pub fn find<E>(drop: u64, visit: impl FnMut(&mut dyn FnMut(&[f32])) -> Result<(), E>) -> Result<Self, E> {
         select::cut_by_digits(drop, visit).map(Self)
     }
 

@@ -65,7 +65,8 @@ impl Layout {
                     let rows = positions.par_chunks_mut(per_row).enumerate();
                     let min_rows = (CHUNK / per_row).max(1);
                     // of several faults the first row's is told
-                    let fault = rows.with_min_len(min_rows).find_map_first(|(row, out)| place(row, out).err());
+                    let fault =
+                        rows.with_min_len(min_rows).find_map_first(|(row, out)| place(row, out).err());
                     fault.map_or(Ok(()), Err)?;
                 }
                 let positions = PackedCodes::from_codes(pattern.position_bits(), &positions);

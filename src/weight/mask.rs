@@ -56,7 +56,8 @@ impl Mask {
     /// A mask that keeps the rows for which `kept` is true.
     pub(crate) fn keep_rows(cols: usize, kept: &[bool]) -> Self {
         let stride = cols.div_ceil(8);
-        let bytes = kept.iter().flat_map(|k| std::iter::repeat_n(if *k { 0xff } else { 0 }, stride)).collect();
+        let bytes =
+            kept.iter().flat_map(|k| std::iter::repeat_n(if *k { 0xff } else { 0 }, stride)).collect();
         Self { rows: kept.len(), cols, bytes }.without_excess()
     }
 

@@ -28,7 +28,7 @@ pub(crate) use packed::PackedCodes;
 pub(crate) use values::Values;
 
 use crate::dtype::Precision;
-use crate::kernels::mask::{as_unsigned, copy, pick};
+use crate::kernels::mask::{as_unsigned, copy, expand, pick};
 use crate::kernels::matmul::matmul_transposed;
 use values::Scratch;
 
@@ -299,9 +299,14 @@ impl CompressedWeight {
         }
         let grid = self.form.grid();
         let mut scratch = Scratch::default();
+        let mut wide = Vec::new();
         for (row, out) in range.zip(out.chunks_exact_mut(cols)) {
             if matches!(self.layout, Layout::Dense) {
                 self.values.decode_dense_row(row, grid, &mut scratch, out);
+            } else if let Layout::Bitmask { mask, starts } = &self.layout
+                && let Some(values) = self.values.floats(starts[row], mask.kept_count_in_row(row), &mut wide)
+            {
+                expand(values, mask.row_bytes(row), out);
             } else {
                 let start = self.layout.columns_of(row, cols, &mut scratch.columns);
                 self.values.decode_sparse_row(row, start, grid, &mut scratch, out);

@@ -122,6 +122,28 @@ impl Values {
         }
     }
 
+    /// Some of the values as `f32`, widened into `wide` if need be; `None` for codes.
+    pub(crate) fn floats<'a>(
+        &'a self,
+        start: usize,
+        len: usize,
+        wide: &'a mut Vec<f32>,
+    ) -> Option<&'a [f32]> {
+        match self {
+            Self::F32(values) => return Some(&values[start..start + len]),
+            Self::F16(values) => {
+                wide.resize(len, 0.0);
+                convert::f16_to_f32(&values[start..start + len], wide);
+            }
+            Self::Bf16(values) => {
+                wide.resize(len, 0.0);
+                convert::bf16_to_f32(&values[start..start + len], wide);
+            }
+            _ => return None,
+        }
+        Some(wide)
+    }
+
     /// Decodes a whole row of a dense layout.
     pub(crate) fn decode_dense_row(
         &self,

@@ -71,9 +71,8 @@ macro_rules! narrow {
                 let mut max = [_mm512_setzero_si512(); 2];
                 for (block, out) in blocks.iter().zip(out) {
                     // SAFETY: a block is 32 values, in any alignment.
-                    let (low, high) = unsafe {
-                        (_mm512_loadu_ps(block.as_ptr()), _mm512_loadu_ps(block.as_ptr().add(16)))
-                    };
+                    let (low, high) =
+                        unsafe { (_mm512_loadu_ps(block.as_ptr()), _mm512_loadu_ps(block.as_ptr().add(16))) };
                     max[0] = _mm512_max_epu32(max[0], _mm512_and_si512(_mm512_castps_si512(low), magnitude));
                     max[1] = _mm512_max_epu32(max[1], _mm512_and_si512(_mm512_castps_si512(high), magnitude));
                     let codes = $convert(low, high);

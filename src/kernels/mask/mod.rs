@@ -120,7 +120,8 @@ pub(crate) fn pick<T: Pick, U: Send>(
     let stride = cols.div_ceil(8);
     assert_eq!(bits.len(), values.len() / cols * stride, "bytes of the mask");
     let rows = if cols.is_multiple_of(8) { 1 } else { (CHUNK / cols).max(1) };
-    let (run, run_bytes) = if cols.is_multiple_of(8) { (CHUNK, CHUNK / 8) } else { (rows * cols, rows * stride) };
+    let (run, run_bytes) =
+        if cols.is_multiple_of(8) { (CHUNK, CHUNK / 8) } else { (rows * cols, rows * stride) };
     let counts: Vec<usize> = bits.par_chunks(run_bytes).map(|bits| count_in(isa, bits)).collect();
     let kept = counts.iter().sum();
     let mut out = Vec::with_capacity(kept);
@@ -183,5 +184,94 @@ fn expand_in(isa: Isa, values: &[f32], bits: &[u8], out: &mut [f32]) -> usize {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(token) => avx512::expand_f32(token, values, bits, out),
         _ => expand_f32_by_compiler(isa, values, bits, out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bit(bits: &[u8], i: usize) -> bool {
+        bits[i / 8] >> (i % 8) & 1 == 1
+    }
+
+    /// Bits for rows of so many columns; none beyond them.
+    fn random_bits(rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut bits = vec![0u8; rows * cols.div_ceil(8)];
+        for row in bits.chunks_mut(cols.div_ceil(8).max(1)) {
+            for col in 0..cols {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // runs of all and of nothing occur as well
+                let keep =
+                    if state >> 60 == 0 { state & 1 << 40 == 0 } else { seed >> (state >> 58) & 1 == 1 };
+                row[col / 8] |= u8::from(keep) << (col % 8);
+            }
+        }
+        bits
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_level_applies_picks_and_expands_alike(len in 0..300usize, seed: u64, offset in 0..3usize) {
+            let bits = random_bits(1, len, seed);
+            // NaN payloads and signs must survive where they are kept
+            let all: Vec<f32> =
+                (0..len + offset).map(|i| f32::from_bits((i as u32).wrapping_mul(0x9e37_79b9))).collect();
+            let values = &all[offset..];
+            let codes: Vec<u8> = values.iter().map(|x| x.to_bits() as u8).collect();
+            let kept: Vec<usize> = (0..len).filter(|i| bit(&bits, *i)).collect();
+            let mut seen = Vec::new();
+            for_each_set(&bits, |i| seen.push(i));
+            prop_assert_eq!(&seen, &kept);
+            for isa in Isa::all() {
+                prop_assert_eq!(count_in(isa, &bits), kept.len());
+                let mut applied = values.to_vec();
+                apply_in(isa, &mut applied, &bits);
+                for (i, x) in applied.iter().enumerate() {
+                    prop_assert_eq!(x.to_bits(), if bit(&bits, i) { values[i].to_bits() } else { 0 });
+                }
+                // exactly the room that is needed, and more
+                for room in [kept.len(), kept.len() + 100] {
+                    let mut out = vec![MaybeUninit::new(7.0f32); room];
+                    prop_assert_eq!(f32::compress(isa, values, &bits, &mut out), kept.len());
+                    let mut out_codes = vec![MaybeUninit::new(7u8); room];
+                    prop_assert_eq!(u8::compress(isa, &codes, &bits, &mut out_codes), kept.len());
+                    for (next, i) in kept.iter().enumerate() {
+                        // SAFETY: every element was initialized above.
+                        let (x, code) = unsafe { (out[next].assume_init(), out_codes[next].assume_init()) };
+                        prop_assert_eq!(x.to_bits(), values[*i].to_bits());
+                        prop_assert_eq!(code, codes[*i]);
+                    }
+                }
+                let picked: Vec<f32> = kept.iter().map(|i| values[*i]).collect();
+                let mut expanded = vec![9.0; len];
+                prop_assert_eq!(expand_in(isa, &picked, &bits, &mut expanded), kept.len());
+                for (x, y) in expanded.iter().zip(&applied) {
+                    prop_assert_eq!(x.to_bits(), y.to_bits());
+                }
+            }
+        }
+
+        #[test]
+        fn whole_matrices_are_picked_and_applied(rows in 0..40usize, cols in 0..70usize, seed: u64, many: bool) {
+            let rows = if many { rows * 60 } else { rows };
+            let bits = random_bits(rows, cols, seed);
+            let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 + 1.0).collect();
+            let stride = cols.div_ceil(8) * 8;
+            let keeps = |i: usize| bit(&bits, i / cols * stride + i % cols);
+            let expected: Vec<f32> = values.iter().enumerate().filter(|(i, _)| keeps(*i)).map(|(_, x)| *x).collect();
+            prop_assert_eq!(pick(&values, cols, &bits, copy), &expected[..]);
+            prop_assert_eq!(count(&bits), expected.len());
+            let mut applied = values.clone();
+            apply(&mut applied, cols, &bits);
+            for (i, x) in applied.iter().enumerate() {
+                prop_assert_eq!(*x, if keeps(i) { values[i] } else { 0.0 });
+            }
+        }
     }
 }

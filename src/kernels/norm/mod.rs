@@ -63,3 +63,49 @@ pub fn columns_squared(values: &[f32], norms: &mut [f64]) {
         norms.par_chunks_mut(COLUMNS).enumerate().for_each(add);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_of_integers_are_exact_in_every_shape() {
+        for (rows, cols) in [(0, 5), (5, 0), (1, 1), (3, 17), (40, 33), (7, 5000), (300, 130)] {
+            let value = |row: usize, col: usize| ((row * 31 + col * 17) % 23) as f32 - 11.0;
+            let values: Vec<f32> = (0..rows * cols).map(|i| value(i / cols, i % cols)).collect();
+            let square = |row, col| f64::from(value(row, col)).powi(2);
+            let mut norms = vec![-1.0; rows];
+            rows_squared(&values, cols, &mut norms);
+            for (row, norm) in norms.iter().enumerate() {
+                assert_eq!(*norm, (0..cols).map(|col| square(row, col)).sum::<f64>());
+            }
+            let mut norms = vec![-1.0; cols];
+            columns_squared(&values, &mut norms);
+            for (col, norm) in norms.iter().enumerate() {
+                assert_eq!(*norm, (0..rows).map(|row| square(row, col)).sum::<f64>());
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_sums_in_the_same_order() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // magnitudes far apart, so that another order gives another sum
+            f32::from_bits((state >> 9) | ((100 + (state >> 27)) << 23))
+        };
+        for len in (0..70).chain([1000]) {
+            let values: Vec<f32> = (0..len).map(|_| next()).collect();
+            let row = row_in(Isa::Portable, &values);
+            let mut columns = vec![0.5; len];
+            add_to_columns(Isa::Portable, &values, &mut columns);
+            for isa in Isa::all() {
+                assert_eq!(row_in(isa, &values).to_bits(), row.to_bits());
+                let mut again = vec![0.5; len];
+                add_to_columns(isa, &values, &mut again);
+                assert_eq!(again, columns);
+            }
+        }
+    }
+}

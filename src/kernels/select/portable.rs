@@ -49,7 +49,8 @@ pub(super) fn bracket(values: &[f32], low: u32, high: u32, inside: &mut Vec<u32>
                 any |= u32::from((key > low) & (key < high));
             }
             if any != 0 {
-                inside.extend(block.iter().map(|x| magnitude_bits(*x)).filter(|key| *key > low && *key < high));
+                inside
+                    .extend(block.iter().map(|x| magnitude_bits(*x)).filter(|key| *key > low && *key < high));
             }
         }
         for lane in 0..LANES {
