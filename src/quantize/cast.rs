@@ -86,24 +86,18 @@ impl Method for FloatCast {
                 value: layer.values[index],
             });
         }
-        let weight = match values {
-            Some(values) => {
-                if let Some(mask) = layer.mask {
-                    mask.check(rows, cols)?;
-                }
-                CompressedWeight::from_parts(layer.shape, Layout::Dense, values)?
+        let weight = if let Some(values) = values {
+            layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
+            CompressedWeight::from_parts(layer.shape, Layout::Dense, values)?
+        } else {
+            let bounded: Vec<f32>;
+            let mut values = layer.values;
+            if clamped > 0 {
+                bounded = values.iter().map(|x| x.clamp(-limit, limit)).collect();
+                values = &bounded;
             }
-            None => {
-                let bounded: Vec<f32>;
-                let values = if clamped > 0 {
-                    bounded = layer.values.iter().map(|x| x.clamp(-limit, limit)).collect();
-                    &bounded
-                } else {
-                    layer.values
-                };
-                let values = DenseValues::Float(self.precision, values);
-                CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)?
-            }
+            let values = DenseValues::Float(self.precision, values);
+            CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)?
         };
         Ok(Compressed { weight, clamped: clamped as u64 })
     }

@@ -1,5 +1,6 @@
 //! f16 and bf16 with 256-bit registers. The compiler finds neither `vcvtps2ph` nor stores that bypass the caches.
 
+#[allow(clippy::wildcard_imports)] // the instructions
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -72,6 +73,7 @@ macro_rules! narrow {
                     max[0] = _mm256_max_epu32(max[0], _mm256_and_si256(_mm256_castps_si256(low), magnitude));
                     max[1] = _mm256_max_epu32(max[1], _mm256_and_si256(_mm256_castps_si256(high), magnitude));
                     let codes = $convert(low, high);
+                    #[allow(clippy::cast_ptr_alignment)] // stores to any alignment, or to one that is checked
                     let out = out.as_mut_ptr().cast::<__m256i>();
                     if stream {
                         // SAFETY: a block takes 32 bytes, and `head` made the first a multiple of 32.

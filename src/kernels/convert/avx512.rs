@@ -1,5 +1,6 @@
 //! f16 and bf16 with 512-bit registers. The compiler finds neither `vcvtps2ph` nor stores that bypass the caches.
 
+#[allow(clippy::wildcard_imports)] // the instructions
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -76,6 +77,7 @@ macro_rules! narrow {
                     max[0] = _mm512_max_epu32(max[0], _mm512_and_si512(_mm512_castps_si512(low), magnitude));
                     max[1] = _mm512_max_epu32(max[1], _mm512_and_si512(_mm512_castps_si512(high), magnitude));
                     let codes = $convert(low, high);
+                    #[allow(clippy::cast_ptr_alignment)] // stores to any alignment, or to one that is checked
                     let out = out.as_mut_ptr().cast::<__m512i>();
                     if stream {
                         // SAFETY: a block takes 64 bytes, and `head` made the first a multiple of 64.

@@ -85,16 +85,13 @@ halves!(narrow_f16, widen_f16);
 halves!(narrow_bf16, widen_bf16);
 
 /// Splits input and output alike into pieces, for several threads if that pays.
-fn in_pieces<A: Sync, B: Send, R: Send>(
+fn in_pieces<A: Sync, B: Send, R: Copy + Send + Sync>(
     input: &[A],
     out: &mut [MaybeUninit<B>],
     identity: R,
     f: impl Fn(&[A], &mut [MaybeUninit<B>]) -> R + Sync,
     join: impl Fn(R, R) -> R + Sync + Send,
-) -> R
-where
-    R: Copy + Sync,
-{
+) -> R {
     debug_assert_eq!(input.len(), out.len());
     if input.len() < PARALLEL_MIN {
         return f(input, out);

@@ -1,5 +1,6 @@
 //! Bits straight into mask registers: the compiler does not find `vpcompress` and `vpexpand`.
 
+#[allow(clippy::wildcard_imports)] // the instructions
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

@@ -128,7 +128,8 @@ pub(crate) fn pick<T: Pick, U: Send>(
     let mut rest = &mut out.spare_capacity_mut()[..kept];
     let parts: Vec<&mut [MaybeUninit<U>]> =
         counts.iter().map(|count| rest.split_off_mut(..*count).unwrap_or_default()).collect();
-    let take = |scratch: &mut Vec<T>, (out, (values, bits)): (&mut [MaybeUninit<U>], (&[T], &[u8]))| {
+    let take = |scratch: &mut Vec<T>, (out, run): (&mut [MaybeUninit<U>], (&[T], &[u8]))| {
+        let (values, bits) = run;
         scratch.clear();
         scratch.reserve(values.len());
         let room = scratch.spare_capacity_mut();
@@ -159,7 +160,9 @@ pub(crate) fn pick<T: Pick, U: Send>(
 
 /// The same values: what [`pick`] does with those that are stored as they are.
 pub(crate) fn copy<T: Copy>(values: &[T], out: &mut [MaybeUninit<T>]) {
-    out.write_copy_of_slice(values);
+    for (out, x) in out.iter_mut().zip(values) {
+        out.write(*x);
+    }
 }
 
 /// The bit patterns of signed bytes.

@@ -1,5 +1,6 @@
 //! Comparisons into bits through `vmovmskps`, which the compiler does not find.
 
+#[allow(clippy::wildcard_imports)] // the instructions
 use std::arch::x86_64::*;
 
 use super::portable;

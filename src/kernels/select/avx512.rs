@@ -1,5 +1,6 @@
 //! Comparisons straight into mask registers, and candidates taken out by `vpcompressd`: the compiler finds neither.
 
+#[allow(clippy::wildcard_imports)] // the instructions
 use std::arch::x86_64::*;
 
 use super::portable::{self, BitWriter, Counts};

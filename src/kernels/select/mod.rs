@@ -343,7 +343,9 @@ fn nth(seen: &[(Counts, Vec<u32>)], mut rank: u64) -> (u32, u64, u64) {
             }
         };
         let mut counts = vec![0u64; 1 << BITS];
-        seen.iter().for_each(|(_, inside)| count(&mut counts, inside));
+        for (_, inside) in seen {
+            count(&mut counts, inside);
+        }
         let mut bucket = 0;
         while rank >= counts[bucket] {
             rank -= counts[bucket];
@@ -442,11 +444,11 @@ fn share_ties<T: Send>(parts: Vec<(T, u64)>, cut: &mut Cut, fix: impl Fn(T, u64)
 /// # Shapes
 /// `values` has any length.
 pub fn zero_below(values: &mut [f32], cut: &mut Cut) {
-    let (isa, bits) = (Isa::current(), cut.bits);
     fn zero(isa: Isa, values: &mut [f32], bits: u32) -> (&mut [f32], u64) {
         let ties = zero_below_in(isa, values, bits);
         (values, ties)
     }
+    let (isa, bits) = (Isa::current(), cut.bits);
     let parts = if values.len() < PARALLEL_MIN {
         vec![zero(isa, values, bits)]
     } else {
@@ -479,17 +481,19 @@ pub fn mask_from(values: &[f32], cols: usize, cut: &mut Cut, bits: &mut [u8]) {
     mask_from_with(Isa::current(), values, cols, cut, bits);
 }
 
+/// Bytes of a mask, and the values that they are about.
+type Run<'a> = (&'a mut [u8], &'a [f32]);
+
 fn mask_from_with(isa: Isa, values: &[f32], cols: usize, cut: &mut Cut, bits: &mut [u8]) {
+    fn mark(isa: Isa, (bits, values): Run<'_>, threshold: u32) -> (Run<'_>, u64) {
+        let ties = mask_from_in(isa, values, threshold, bits);
+        ((bits, values), ties)
+    }
     if cols == 0 {
         return;
     }
     assert_eq!(bits.len(), values.len() / cols * cols.div_ceil(8), "bytes of the mask");
     let (run, threshold) = (run_len(cols), cut.bits);
-    type Run<'a> = (&'a mut [u8], &'a [f32]);
-    fn mark(isa: Isa, (bits, values): Run<'_>, threshold: u32) -> (Run<'_>, u64) {
-        let ties = mask_from_in(isa, values, threshold, bits);
-        ((bits, values), ties)
-    }
     let parts = if values.len() < PARALLEL_MIN {
         bits.chunks_mut(run.div_ceil(8)).zip(values.chunks(run)).map(|r| mark(isa, r, threshold)).collect()
     } else {
@@ -698,8 +702,9 @@ mod tests {
                 for (row, bits) in values.chunks(cols).zip(bits.chunks(cols.div_ceil(8))) {
                     let keep: Vec<bool> =
                         row.chunks(m).flat_map(|g| oracle(g, g.len().saturating_sub(n))).collect();
-                    for i in 0..bits.len() * 8 {
-                        prop_assert_eq!(bit(bits, i), i < cols && keep[i], "{:?}, column {}", isa, i);
+                    let beyond = std::iter::repeat_n(false, bits.len() * 8 - cols);
+                    for (i, keep) in keep.into_iter().chain(beyond).enumerate() {
+                        prop_assert_eq!(bit(bits, i), keep, "{:?}, column {}", isa, i);
                     }
                 }
             }
@@ -741,7 +746,9 @@ mod tests {
                 let kept = zeroed.iter().zip(&values).filter(|(x, y)| x.to_bits() == y.to_bits()).count();
                 assert!(kept >= count - drop, "{name}, drop {drop}: {kept}");
                 let by_digits = cut_by_digits(drop as u64, |show| {
-                    tensors.iter().for_each(|t| show(t));
+                    for tensor in &tensors {
+                        show(tensor);
+                    }
                     Ok::<(), ()>(())
                 });
                 assert_eq!(by_digits, Ok(expected), "{name}");

@@ -1,3 +1,6 @@
+// bits of comparisons are joined without branches, so that the compiler vectorizes
+#![allow(clippy::needless_bitwise_bool)]
+
 /// A key that orders like the magnitude of `x`: the bit pattern without its sign.
 #[inline(always)]
 pub(crate) fn magnitude_bits(x: f32) -> u32 {
