@@ -102,6 +102,9 @@ impl Pick for u8 {
     }
 }
 
+/// Values, and the mask's bytes about them.
+type Run<'a, T> = (&'a [T], &'a [u8]);
+
 /// The values of `[rows, cols]` that a mask keeps, each turned by `finish` into what is stored: it gets the kept values
 /// of a stretch, and room for as many.
 ///
@@ -128,7 +131,7 @@ pub(crate) fn pick<T: Pick, U: Send>(
     let mut rest = &mut out.spare_capacity_mut()[..kept];
     let parts: Vec<&mut [MaybeUninit<U>]> =
         counts.iter().map(|count| rest.split_off_mut(..*count).unwrap_or_default()).collect();
-    let take = |scratch: &mut Vec<T>, (out, run): (&mut [MaybeUninit<U>], (&[T], &[u8]))| {
+    let take = |scratch: &mut Vec<T>, (out, run): (&mut [MaybeUninit<U>], Run<'_, T>)| {
         let (values, bits) = run;
         scratch.clear();
         scratch.reserve(values.len());
