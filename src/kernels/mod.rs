@@ -10,6 +10,7 @@ pub mod convert;
 pub(crate) mod level;
 pub mod mask;
 pub(crate) mod matmul;
+pub(crate) mod memory;
 pub mod norm;
 pub(crate) mod pack;
 pub(crate) mod quantize;

@@ -76,6 +76,9 @@ macro_rules! narrow {
                         unsafe { (_mm512_loadu_ps(block.as_ptr()), _mm512_loadu_ps(block.as_ptr().add(16))) };
                     max[0] = _mm512_max_epu32(max[0], _mm512_and_si512(_mm512_castps_si512(low), magnitude));
                     max[1] = _mm512_max_epu32(max[1], _mm512_and_si512(_mm512_castps_si512(high), magnitude));
+                    // the outputs' lines take turns with the inputs', which the processor does not foresee
+                    _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(1024).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(1040).cast());
                     let codes = $convert(low, high);
                     #[allow(clippy::cast_ptr_alignment)] // stores to any alignment, or to one that is checked
                     let out = out.as_mut_ptr().cast::<__m512i>();

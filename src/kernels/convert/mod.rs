@@ -15,6 +15,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::level::{Isa, multiversion};
+use super::memory::prefer_large_pages;
 use super::{CHUNK, PARALLEL_MIN, STREAM_MIN};
 use crate::dtype::{FloatType, Precision};
 
@@ -132,6 +133,7 @@ fn append<const N: usize, R>(
 ) -> R {
     out.reserve(len * N);
     let spare = &mut out.spare_capacity_mut()[..len * N];
+    prefer_large_pages(spare);
     // SAFETY: as many elements as fit the spare capacity; bytes have no alignment.
     let result = fill(unsafe { std::slice::from_raw_parts_mut(spare.as_mut_ptr().cast(), len) });
     // SAFETY: every `fill` of this module writes each element it is given.
@@ -142,7 +144,9 @@ fn append<const N: usize, R>(
 /// A vector of `len` elements, which `fill` writes, without zeroing them first.
 fn collect<T, R>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>]) -> R) -> (Vec<T>, R) {
     let mut out = Vec::with_capacity(len);
-    let result = fill(&mut out.spare_capacity_mut()[..len]);
+    let room = &mut out.spare_capacity_mut()[..len];
+    prefer_large_pages(room);
+    let result = fill(room);
     // SAFETY: every `fill` of this module writes each element it is given.
     unsafe { out.set_len(len) };
     (out, result)

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::level::{Isa, multiversion};
+use super::memory::prefer_large_pages;
 use super::{CHUNK, PARALLEL_MIN};
 
 multiversion! {
@@ -129,6 +130,7 @@ pub(crate) fn pick<T: Pick, U: Send>(
     let kept = counts.iter().sum();
     let mut out = Vec::with_capacity(kept);
     let mut rest = &mut out.spare_capacity_mut()[..kept];
+    prefer_large_pages(rest);
     let parts: Vec<&mut [MaybeUninit<U>]> =
         counts.iter().map(|count| rest.split_off_mut(..*count).unwrap_or_default()).collect();
     let take = |scratch: &mut Vec<T>, (out, run): (&mut [MaybeUninit<U>], Run<'_, T>)| {
