@@ -156,6 +156,11 @@ pub(crate) struct Avx2(());
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512(());
 
+/// Proof that the processor has AVX-512 VBMI2, which is in no level, and all of [`Avx512`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vbmi2(());
+
 /// The instructions that a call uses. Each variant carries the proof that they exist.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Isa {
@@ -170,6 +175,15 @@ impl Isa {
     /// The instructions of the level in use.
     pub(crate) fn current() -> Self {
         Self::of(CpuLevel::current())
+    }
+
+    /// VBMI2, if this level goes that far and the processor has it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn vbmi2(self) -> Option<Vbmi2> {
+        match self {
+            Self::Avx512(_) if std::arch::is_x86_feature_detected!("avx512vbmi2") => Some(Vbmi2(())),
+            _ => None,
+        }
     }
 
     fn of(level: CpuLevel) -> Self {

@@ -6,16 +6,22 @@
 //!
 //! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
-pub(crate) mod convert;
+pub mod convert;
 pub(crate) mod level;
+pub mod mask;
 pub(crate) mod matmul;
+pub(crate) mod memory;
+pub mod norm;
 pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod reduce;
-pub(crate) mod select;
+pub mod select;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.
 pub(crate) const PARALLEL_MIN: usize = 1 << 15;
 
 /// Elements one task works on at a time: small enough for the second-level cache.
 pub(crate) const CHUNK: usize = 1 << 14;
+
+/// Bytes of output from which stores go past the caches: more than what a core finds there again.
+pub(crate) const STREAM_MIN: usize = 1 << 23;

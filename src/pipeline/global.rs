@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
 use super::PipelineError;
-use crate::checkpoint::{Checkpoint, Entry};
+use crate::checkpoint::{Checkpoint, Entry, Stored};
+use crate::dtype::FloatType;
 use crate::kernels::reduce;
+use crate::kernels::select::{self, Source, Standing};
 use crate::prune::{MagnitudeThreshold, Sparsity};
 
 /// A tensor's part in a pruning step that spans several: the threshold as it stands when the tensor's turn comes, and
@@ -13,19 +15,61 @@ pub(super) struct Share {
     pub(super) kept: usize,
 }
 
-/// Finds the common threshold of some tensors. Reads each of them a few times, one at a time.
+/// Finds the common threshold of some tensors: by one pass over them where they are plain floats, of which only those
+/// that are not aligned `f32` are widened, a piece at a time; otherwise a tensor at a time, by a few passes.
 pub(super) fn shares(
     checkpoint: &Checkpoint,
     entries: &[&Entry],
     sparsity: Sparsity,
 ) -> Result<BTreeMap<String, Share>, PipelineError> {
     let total: u64 = entries.iter().map(|e| e.elements() as u64).sum();
+    let drop = sparsity.of(total);
+    let sources: Option<Vec<Source<'_>>> = entries.iter().map(|e| source(checkpoint, e)).collect();
+    let Some(sources) = sources else {
+        return shares_of_decoded(checkpoint, entries, drop);
+    };
+    let selection = select::select(&sources, drop);
+    if !selection.finite {
+        for entry in entries {
+            check_finite(checkpoint, entry, &checkpoint.dense(&entry.name)?)?;
+        }
+    }
+    let mut threshold = MagnitudeThreshold::from_cut(selection.cut);
+    let share = |(entry, standing): (&&Entry, Standing)| {
+        let before = threshold;
+        let kept = threshold.next_kept(standing) as usize;
+        (entry.name.clone(), Share { threshold: before, kept })
+    };
+    Ok(entries.iter().zip(selection.standings).map(share).collect())
+}
+
+/// A tensor's elements in its file, if nothing but widening makes them its values.
+fn source<'a>(checkpoint: &'a Checkpoint, entry: &Entry) -> Option<Source<'a>> {
+    let Stored::Plain(dtype) = entry.stored else { return None };
+    // codes of 8 bits may belong to scales, which the checkpoint looks for
+    let float = FloatType::of(dtype).filter(|float| float.size() > 1)?;
+    Some(Source::of(float, checkpoint.tensor(&entry.name).ok()?.bytes))
+}
+
+fn check_finite(checkpoint: &Checkpoint, entry: &Entry, values: &[f32]) -> Result<(), PipelineError> {
+    match reduce::first_non_finite(values) {
+        Some(found) => Err(PipelineError::method(checkpoint.path(), &entry.name)(found.into())),
+        None => Ok(()),
+    }
+}
+
+/// As [`shares`], of tensors in any form.
+fn shares_of_decoded(
+    checkpoint: &Checkpoint,
+    entries: &[&Entry],
+    drop: u64,
+) -> Result<BTreeMap<String, Share>, PipelineError> {
     let mut checked = false;
-    let mut threshold = MagnitudeThreshold::find(sparsity.of(total), |show| {
+    let mut threshold = MagnitudeThreshold::find(drop, |show| {
         for entry in entries {
             let values = checkpoint.dense(&entry.name)?;
-            if !checked && let Some(found) = reduce::first_non_finite(&values) {
-                return Err(PipelineError::method(checkpoint.path(), &entry.name)(found.into()));
+            if !checked {
+                check_finite(checkpoint, entry, &values)?;
             }
             show(&values);
         }

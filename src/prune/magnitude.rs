@@ -1,8 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use rayon::prelude::*;
-
-use crate::kernels::{CHUNK, select};
+use crate::kernels::select::{self, Cut, Standing};
 use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::weight::{Coding, CompressedWeight, DenseValues, LayoutKind, Mask, NofM};
 
@@ -42,59 +38,56 @@ impl Sparsity {
 ///
 /// Everything above the threshold is kept, and of the weights whose magnitude equals it the first
 /// [`kept_ties`](Self::kept_ties), in the order of the tensors.
+///
+/// ```
+/// use tersor::MagnitudeThreshold;
+///
+/// let (mut a, mut b) = ([0.5, -3.0, 1.0], [-1.0, 1.0]);
+/// let mut threshold = MagnitudeThreshold::of(2, &[&a, &b]);
+/// assert_eq!((threshold.magnitude(), threshold.kept_ties()), (1.0, 2));
+/// threshold.apply_next(&mut a);
+/// threshold.apply_next(&mut b);
+/// assert_eq!((a, b), ([0.0, -3.0, 1.0], [-1.0, 0.0]));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MagnitudeThreshold {
-    bits: u32,
-    kept_ties: u64,
-}
+pub struct MagnitudeThreshold(Cut);
 
 impl MagnitudeThreshold {
+    /// Finds the threshold that drops exactly `drop` values of tensors that are in memory: one pass over them.
+    pub fn of(drop: u64, tensors: &[&[f32]]) -> Self {
+        Self(select::magnitude_cut(tensors, drop))
+    }
+
     /// Finds the threshold that drops exactly `drop` values.
     ///
-    /// `visit` is called three times and must show the same values each time, in pieces of any size: nothing is
+    /// `visit` is called twice and must show the same values each time, in pieces of any size: nothing is
     /// copied or sorted, so that a model far larger than memory can be read from its file.
     ///
     /// # Errors
     /// Whatever `visit` returns.
-    pub fn find<E>(
-        drop: u64,
-        mut visit: impl FnMut(&mut dyn FnMut(&[f32])) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let mut prefix = 0u32;
-        // rank of the threshold among the values that share the digits found so far
-        let mut rank = drop;
-        let mut below = 0;
-        for pass in 0..select::RADIX_PASSES {
-            let (bits, shift) = select::radix_digit(pass);
-            let mut counts = vec![0u64; 1 << bits];
-            visit(&mut |values| add_histogram(values, pass, prefix, &mut counts))?;
-            below = 0;
-            let total: u64 = counts.iter().sum();
-            if total <= rank {
-                // everything is dropped: cut above the largest possible magnitude
-                return Ok(Self { bits: u32::MAX >> 1, kept_ties: 0 });
-            }
-            for (digit, count) in counts.iter().enumerate() {
-                if below + count > rank {
-                    prefix |= (digit as u32) << shift;
-                    below = *count - (rank - below);
-                    rank = *count - below;
-                    break;
-                }
-                below += count;
-            }
-        }
-        Ok(Self { bits: prefix, kept_ties: below })
+    pub fn find<E>(drop: u64, visit: impl FnMut(&mut dyn FnMut(&[f32])) -> Result<(), E>) -> Result<Self, E> {
+        select::cut_by_digits(drop, visit).map(Self)
+    }
+
+    pub(crate) fn from_cut(cut: Cut) -> Self {
+        Self(cut)
+    }
+
+    /// Of a tensor that stands so to the threshold, how many values are kept; they take their share of the ties.
+    pub(crate) fn next_kept(&mut self, standing: Standing) -> u64 {
+        let ties = self.0.kept_ties.min(standing.ties);
+        self.0.kept_ties -= ties;
+        standing.above + ties
     }
 
     /// Among values of exactly the threshold's magnitude, how many are kept.
     pub fn kept_ties(self) -> u64 {
-        self.kept_ties
+        self.0.kept_ties
     }
 
     /// The magnitude.
     pub fn magnitude(self) -> f32 {
-        f32::from_bits(self.bits)
+        f32::from_bits(self.0.bits)
     }
 
     /// The mask of the next tensor, which takes its share of the ties from the threshold.
@@ -106,59 +99,12 @@ impl MagnitudeThreshold {
     /// When there are not `rows · cols` values.
     pub fn next_mask(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Mask, MethodError> {
         crate::weight::WeightError::check_len("values to prune", rows * cols, values.len())?;
-        let threshold = self.bits;
-        let ties_of = |row: usize| {
-            values[row * cols..(row + 1) * cols]
-                .iter()
-                .filter(|x| select::magnitude_bits(**x) == threshold)
-                .count() as u64
-        };
-        let ties: Vec<u64> = (0..rows).into_par_iter().map(ties_of).collect();
-        // how many ties each row may keep, and in which column the last of them stands
-        let mut left = self.kept_ties;
-        let quota: Vec<u64> = ties
-            .iter()
-            .map(|ties| {
-                let quota = left.min(*ties);
-                left -= quota;
-                quota
-            })
-            .collect();
-        self.kept_ties = left;
-        let last_tie: Vec<usize> = (0..rows)
-            .into_par_iter()
-            .map(|row| {
-                let quota = quota[row] as usize;
-                let mut ties = values[row * cols..(row + 1) * cols]
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, x)| select::magnitude_bits(**x) == threshold);
-                if quota == 0 { 0 } else { ties.nth(quota - 1).map_or(0, |(col, _)| col + 1) }
-            })
-            .collect();
-        Ok(Mask::from_fn(rows, cols, |row, col| {
-            let bits = select::magnitude_bits(values[row * cols + col]);
-            bits > threshold || (bits == threshold && col < last_tie[row])
-        }))
+        Ok(Mask::fill(rows, cols, |bits| select::mask_from(values, cols, &mut self.0, bits)))
     }
-}
 
-fn add_histogram(values: &[f32], pass: usize, prefix: u32, counts: &mut [u64]) {
-    if values.len() <= 4 * CHUNK {
-        return select::radix_histogram(values, pass, prefix, counts);
-    }
-    let shared: Vec<AtomicU64> = counts.iter().map(|c| AtomicU64::new(*c)).collect();
-    values.par_chunks(4 * CHUNK).for_each(|values| {
-        let mut local = vec![0u64; shared.len()];
-        select::radix_histogram(values, pass, prefix, &mut local);
-        for (shared, local) in shared.iter().zip(local) {
-            if local > 0 {
-                shared.fetch_add(local, Ordering::Relaxed);
-            }
-        }
-    });
-    for (count, shared) in counts.iter_mut().zip(shared) {
-        *count = shared.into_inner();
+    /// Zeroes, in place, what is dropped of the next tensor, which takes its share of the ties from the threshold.
+    pub fn apply_next(&mut self, values: &mut [f32]) {
+        select::zero_below(values, &mut self.0);
     }
 }
 
@@ -171,15 +117,8 @@ fn add_histogram(values: &[f32], pass: usize, prefix: u32, counts: &mut [u64]) {
 /// When there are not `rows · cols` values.
 pub fn n_of_m_mask(pattern: NofM, rows: usize, cols: usize, values: &[f32]) -> Result<Mask, MethodError> {
     crate::weight::WeightError::check_len("values to prune", rows * cols, values.len())?;
-    let mut keep = vec![false; rows * cols];
-    if cols > 0 {
-        keep.par_chunks_mut(cols).zip(values.par_chunks(cols)).for_each(|(keep, values)| {
-            for (keep, group) in keep.chunks_mut(pattern.m()).zip(values.chunks(pattern.m())) {
-                select::keep_n_of_m(group, pattern.n(), keep);
-            }
-        });
-    }
-    Ok(Mask::from_fn(rows, cols, |row, col| keep[row * cols + col]))
+    let (n, m) = (pattern.n(), pattern.m());
+    Ok(Mask::fill(rows, cols, |bits| select::mask_n_of_m(values, cols, n, m, bits)))
 }
 
 /// Magnitude pruning (Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015).
@@ -229,11 +168,7 @@ impl Magnitude {
             Self::NofM(pattern) => n_of_m_mask(*pattern, rows, cols, layer.values),
             Self::Unstructured(sparsity) => {
                 let drop = sparsity.of(layer.values.len() as u64);
-                let mut threshold = MagnitudeThreshold::find(drop, |show| {
-                    show(layer.values);
-                    Ok::<(), MethodError>(())
-                })?;
-                threshold.next_mask(rows, cols, layer.values)
+                MagnitudeThreshold::of(drop, &[layer.values]).next_mask(rows, cols, layer.values)
             }
         }
     }
@@ -270,9 +205,15 @@ pub(crate) fn keep(layer: &Layer<'_>, mask: &Mask) -> Result<Compressed, MethodE
         }
         None => (mask, layer.layout),
     };
-    let mut values = layer.values.to_vec();
-    mask.apply(&mut values)?;
-    let values = DenseValues::Float(layer.precision, &values);
+    let mut zeroed;
+    let mut values = layer.values;
+    if layout == LayoutKind::Dense {
+        // the other layouts leave out what is dropped
+        zeroed = values.to_vec();
+        mask.apply(&mut zeroed)?;
+        values = &zeroed;
+    }
+    let values = DenseValues::Float(layer.precision, values);
     let weight = CompressedWeight::encode(layer.shape, layout, Some(mask), values)?;
     Ok(Compressed { weight, clamped: 0 })
 }

@@ -1,4 +1,5 @@
 use super::magnitude::{Sparsity, keep};
+use crate::kernels::norm;
 use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::weight::{Coding, Mask};
 
@@ -33,9 +34,9 @@ impl Structured {
         layer.check()?;
         let (rows, cols) = (layer.rows(), layer.cols());
         let mut norms = vec![0f64; if self.axis == Axis::Rows { rows } else { cols }];
-        for (i, x) in layer.values.iter().enumerate() {
-            let unit = if self.axis == Axis::Rows { i / cols } else { i % cols };
-            norms[unit] += f64::from(*x).powi(2);
+        match self.axis {
+            Axis::Rows => norm::rows_squared(layer.values, cols, &mut norms),
+            Axis::Cols => norm::columns_squared(layer.values, &mut norms),
         }
         let mut order: Vec<usize> = (0..norms.len()).collect();
         order.sort_by(|a, b| norms[*a].total_cmp(&norms[*b]).then(b.cmp(a)));
@@ -43,7 +44,10 @@ impl Structured {
         for unit in &order[..self.sparsity.of(norms.len() as u64) as usize] {
             kept[*unit] = false;
         }
-        Ok(Mask::from_fn(rows, cols, |row, col| kept[if self.axis == Axis::Rows { row } else { col }]))
+        Ok(match self.axis {
+            Axis::Rows => Mask::keep_rows(cols, &kept),
+            Axis::Cols => Mask::keep_columns(rows, &kept),
+        })
     }
 
     /// How many weights of a `[rows, cols]` matrix are kept.

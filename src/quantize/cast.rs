@@ -1,7 +1,10 @@
 use crate::dtype::Precision;
 use crate::kernels::convert;
+use crate::kernels::level::Isa;
 use crate::layer::{Compressed, Layer, Method, MethodError};
-use crate::weight::{Coding, CompressedWeight, DenseValues};
+use crate::weight::{
+    Coding, CompressedWeight, DenseValues, Layout, LayoutKind, Values, WeightError, matrix_shape,
+};
 
 /// What happens to a finite value that the target type would turn into an infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,17 +46,36 @@ impl Method for FloatCast {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        layer.check()?;
-        let encode = |values: &[f32]| {
-            let values = DenseValues::Float(self.precision, values);
-            CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)
+        let [rows, cols] = matrix_shape(layer.shape)?;
+        WeightError::check_len("values of the layer", rows * cols, layer.values.len())?;
+        let clamp = self.overflow == Overflow::Clamp;
+        let (values, met) = if layer.layout == LayoutKind::Dense {
+            // every value is stored: one pass rounds and checks
+            let isa = Isa::current();
+            let (values, met) = match self.precision {
+                Precision::F32 => {
+                    let (values, met) = convert::cast_f32(layer.values);
+                    (Values::F32(values), met)
+                }
+                Precision::F16 => {
+                    let (values, met) = convert::cast_f16(isa, layer.values, clamp);
+                    (Values::F16(values), met)
+                }
+                Precision::Bf16 => {
+                    let (values, met) = convert::cast_bf16(isa, layer.values, clamp);
+                    (Values::Bf16(values), met)
+                }
+            };
+            (Some(values), met)
+        } else {
+            (None, convert::would_meet(self.precision, layer.values))
         };
-        let clamped = convert::count_overflow(self.precision, layer.values);
-        if clamped == 0 {
-            return Ok(Compressed { weight: encode(layer.values)?, clamped: 0 });
+        if met.non_finite {
+            layer.check()?;
         }
+        let clamped = met.overflow;
         let limit = self.precision.max();
-        if self.overflow == Overflow::Refuse {
+        if clamped > 0 && !clamp {
             let overflows = |x: &f32| self.precision.round(*x).is_infinite();
             let index = layer.values.iter().position(overflows).unwrap_or_default();
             return Err(MethodError::Overflow {
@@ -64,8 +86,20 @@ impl Method for FloatCast {
                 value: layer.values[index],
             });
         }
-        let values: Vec<f32> = layer.values.iter().map(|x| x.clamp(-limit, limit)).collect();
-        Ok(Compressed { weight: encode(&values)?, clamped: clamped as u64 })
+        let weight = if let Some(values) = values {
+            layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
+            CompressedWeight::from_parts(layer.shape, Layout::Dense, values)?
+        } else {
+            let bounded: Vec<f32>;
+            let mut values = layer.values;
+            if clamped > 0 {
+                bounded = values.iter().map(|x| x.clamp(-limit, limit)).collect();
+                values = &bounded;
+            }
+            let values = DenseValues::Float(self.precision, values);
+            CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)?
+        };
+        Ok(Compressed { weight, clamped: clamped as u64 })
     }
 }
 

@@ -1,6 +1,9 @@
+use rayon::prelude::*;
+
 use super::form::{LayoutKind, NofM};
 use super::packed::PackedCodes;
 use super::{Mask, WeightError};
+use crate::kernels::{CHUNK, mask};
 
 /// Where the kept values of a matrix stand.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +42,32 @@ impl Layout {
             LayoutKind::Dense => Ok(Self::Dense),
             LayoutKind::Bitmask => Ok(Self::bitmask(mask.clone())),
             LayoutKind::NofM(pattern) => {
-                let mut positions = Vec::with_capacity(mask.rows() * pattern.kept_per_row(mask.cols()));
-                for row in 0..mask.rows() {
-                    positions.extend(mask.kept_in_row(row).map(|col| (col % pattern.m()) as u8));
-                    check_n_of_m(pattern, mask.cols(), row, mask.kept_in_row(row))?;
+                let (m, per_row) = (pattern.m(), pattern.kept_per_row(mask.cols()));
+                let mut positions = vec![0; mask.rows() * per_row];
+                let place = |row: usize, out: &mut [u8]| {
+                    let mut next = 0;
+                    for (group, expected) in groups(pattern, mask.cols()) {
+                        let bits = mask.group(row, group * m, m);
+                        if bits.count_ones() as usize != expected {
+                            // says what is wrong with the row
+                            return check_n_of_m(pattern, mask.cols(), row, mask.kept_in_row(row));
+                        }
+                        let mut left = bits;
+                        for out in &mut out[next..next + expected] {
+                            *out = left.trailing_zeros() as u8;
+                            left &= left - 1;
+                        }
+                        next += expected;
+                    }
+                    Ok(())
+                };
+                if per_row > 0 {
+                    let rows = positions.par_chunks_mut(per_row).enumerate();
+                    let min_rows = (CHUNK / per_row).max(1);
+                    // of several faults the first row's is told
+                    let fault =
+                        rows.with_min_len(min_rows).find_map_first(|(row, out)| place(row, out).err());
+                    fault.map_or(Ok(()), Err)?;
                 }
                 let positions = PackedCodes::from_codes(pattern.position_bits(), &positions);
                 Ok(Self::NofM { pattern, positions })
@@ -51,7 +76,7 @@ impl Layout {
                 let mut offsets = vec![0u64];
                 let mut columns = Vec::with_capacity(mask.kept());
                 for row in 0..mask.rows() {
-                    columns.extend(mask.kept_in_row(row).map(|col| col as u32));
+                    mask::for_each_set(mask.row_bytes(row), |col| columns.push(col as u32));
                     offsets.push(columns.len() as u64);
                 }
                 Ok(Self::CompressedRows { offsets, columns })
@@ -146,7 +171,7 @@ impl Layout {
                 row * cols
             }
             Self::Bitmask { mask, starts } => {
-                columns.extend(mask.kept_in_row(row).map(|c| c as u32));
+                mask::for_each_set(mask.row_bytes(row), |col| columns.push(col as u32));
                 starts[row]
             }
             Self::NofM { pattern, positions } => {
@@ -169,6 +194,11 @@ impl Layout {
     }
 }
 
+/// The groups of a row, and how many values each keeps.
+fn groups(pattern: NofM, cols: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..cols.div_ceil(pattern.m())).map(move |g| (g, pattern.n().min(cols - g * pattern.m())))
+}
+
 /// Checks that the kept columns of a row are ascending, inside the row, and as many per group as the pattern has.
 fn check_n_of_m(
     pattern: NofM,
@@ -186,8 +216,7 @@ fn check_n_of_m(
         counts[col / pattern.m()] += 1;
         last = Some(col);
     }
-    for (group, count) in counts.iter().enumerate() {
-        let expected = pattern.n().min(cols - group * pattern.m());
+    for ((group, expected), count) in groups(pattern, cols).zip(&counts) {
         if *count != expected {
             let reason = format!("group {group} keeps {count} values where {pattern} has {expected}");
             return Err(WeightError::Positions { row, reason });

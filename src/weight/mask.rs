@@ -2,6 +2,7 @@ use rayon::prelude::*;
 
 use super::WeightError;
 use super::form::matrix_shape;
+use crate::kernels::mask;
 
 /// Which weights of a `[rows, cols]` matrix are kept: one bit each, rows starting on a byte, lowest bit first.
 ///
@@ -32,7 +33,8 @@ impl Mask {
     /// # Panics
     /// When the matrix has more elements than this machine can address, as for [`Mask::from_fn`].
     pub fn keep_all(rows: usize, cols: usize) -> Self {
-        Self::from_fn(rows, cols, |_, _| true)
+        check_size(rows, cols);
+        Self { rows, cols, bytes: vec![0xff; rows * cols.div_ceil(8)] }.without_excess()
     }
 
     /// A mask that keeps the positions for which `keep(row, col)` holds. For numbers from outside, check first that there is
@@ -41,10 +43,7 @@ impl Mask {
     /// # Panics
     /// When the matrix has more elements than this machine can address: more than 2^58, a dimension of 0 counting as 1.
     pub fn from_fn(rows: usize, cols: usize, keep: impl Fn(usize, usize) -> bool + Sync) -> Self {
-        assert!(
-            matrix_shape(&[rows, cols]).is_ok(),
-            "a mask of {rows} × {cols} is more than can be addressed"
-        );
+        check_size(rows, cols);
         let stride = cols.div_ceil(8);
         let mut bytes = vec![0u8; rows * stride];
         if stride > 0 {
@@ -55,6 +54,36 @@ impl Mask {
             });
         }
         Self { rows, cols, bytes }
+    }
+
+    /// A mask whose bytes `fill` writes: `rows · ⌈cols / 8⌉` of them, zero before.
+    pub(crate) fn fill(rows: usize, cols: usize, fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut bytes = vec![0; rows * cols.div_ceil(8)];
+        fill(&mut bytes);
+        Self { rows, cols, bytes }
+    }
+
+    /// A mask that keeps the rows for which `kept` is true.
+    pub(crate) fn keep_rows(cols: usize, kept: &[bool]) -> Self {
+        let stride = cols.div_ceil(8);
+        let bytes =
+            kept.iter().flat_map(|k| std::iter::repeat_n(if *k { 0xff } else { 0 }, stride)).collect();
+        Self { rows: kept.len(), cols, bytes }.without_excess()
+    }
+
+    /// A mask that keeps the columns for which `kept` is true.
+    pub(crate) fn keep_columns(rows: usize, kept: &[bool]) -> Self {
+        let row = Self::from_fn(1, kept.len(), |_, col| kept[col]).bytes;
+        Self { rows, cols: kept.len(), bytes: row.repeat(rows) }
+    }
+
+    /// Clears the bits beyond the last column.
+    fn without_excess(mut self) -> Self {
+        if !self.cols.is_multiple_of(8) {
+            let used = !(0xffu8 << (self.cols % 8));
+            self.bytes.chunks_mut(self.cols.div_ceil(8)).for_each(|row| row[row.len() - 1] &= used);
+        }
+        self
     }
 
     /// A mask from its bytes, as [`Mask::as_bytes`] gives them.
@@ -104,7 +133,7 @@ impl Mask {
 
     /// Number of kept weights.
     pub fn kept(&self) -> usize {
-        self.bytes.iter().map(|b| b.count_ones() as usize).sum()
+        mask::count(&self.bytes)
     }
 
     /// Fraction of weights that are not kept, in `[0, 1]`; 0 for an empty matrix.
@@ -122,25 +151,15 @@ impl Mask {
     /// When the length differs.
     pub fn apply(&self, weights: &mut [f32]) -> Result<(), WeightError> {
         WeightError::check_len("weights under the mask", self.rows * self.cols, weights.len())?;
-        if self.cols > 0 {
-            weights.par_chunks_mut(self.cols).enumerate().for_each(|(row, weights)| {
-                let bytes = self.row_bytes(row);
-                for (weights, byte) in weights.chunks_mut(8).zip(bytes) {
-                    for (bit, w) in weights.iter_mut().enumerate() {
-                        if byte >> bit & 1 == 0 {
-                            *w = 0.0;
-                        }
-                    }
-                }
-            });
-        }
+        mask::apply(weights, self.cols, &self.bytes);
         Ok(())
     }
 
     /// Keeps exactly what this mask does not.
     #[must_use]
     pub fn invert(&self) -> Self {
-        Self::from_fn(self.rows, self.cols, |row, col| !self.keeps(row, col))
+        let bytes = self.bytes.iter().map(|b| !b).collect();
+        Self { rows: self.rows, cols: self.cols, bytes }.without_excess()
     }
 
     /// Keeps what both masks keep.
@@ -159,15 +178,18 @@ impl Mask {
         self.combine(other, |a, b| a | b)
     }
 
-    fn combine(&self, other: &Self, f: fn(u8, u8) -> u8) -> Result<Self, WeightError> {
-        if (self.rows, self.cols) != (other.rows, other.cols) {
-            return Err(WeightError::MaskShape {
-                mask: [other.rows, other.cols],
-                weight: [self.rows, self.cols],
-            });
-        }
+    fn combine(&self, other: &Self, f: impl Fn(u8, u8) -> u8) -> Result<Self, WeightError> {
+        other.check(self.rows, self.cols)?;
         let bytes = self.bytes.iter().zip(&other.bytes).map(|(a, b)| f(*a, *b)).collect();
         Ok(Self { rows: self.rows, cols: self.cols, bytes })
+    }
+
+    /// Checks that the mask is one of a `[rows, cols]` matrix.
+    pub(crate) fn check(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
+        if (self.rows, self.cols) == (rows, cols) {
+            return Ok(());
+        }
+        Err(WeightError::MaskShape { mask: [self.rows, self.cols], weight: [rows, cols] })
     }
 
     /// The kept columns of a row, ascending.
@@ -188,10 +210,25 @@ impl Mask {
         self.row_bytes(row).iter().map(|b| b.count_ones() as usize).sum()
     }
 
-    fn row_bytes(&self, row: usize) -> &[u8] {
+    /// The bits of columns `first..first + len` of a row, for `len` ≤ 16; zero beyond the last column.
+    #[inline]
+    pub(crate) fn group(&self, row: usize, first: usize, len: usize) -> u16 {
+        let bytes = &self.row_bytes(row)[first / 8..];
+        let mut three = [0u8; 4];
+        let count = bytes.len().min(3);
+        three[..count].copy_from_slice(&bytes[..count]);
+        (u32::from_le_bytes(three) >> (first % 8) & ((1 << len) - 1)) as u16
+    }
+
+    /// The bytes of a row.
+    pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
         let stride = self.cols.div_ceil(8);
         &self.bytes[row * stride..(row + 1) * stride]
     }
+}
+
+fn check_size(rows: usize, cols: usize) {
+    assert!(matrix_shape(&[rows, cols]).is_ok(), "a mask of {rows} × {cols} is more than can be addressed");
 }
 
 #[cfg(test)]

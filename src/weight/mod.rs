@@ -11,6 +11,7 @@ mod mask;
 mod packed;
 mod values;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2};
@@ -27,6 +28,7 @@ pub(crate) use packed::PackedCodes;
 pub(crate) use values::Values;
 
 use crate::dtype::Precision;
+use crate::kernels::mask::{as_unsigned, copy, expand, pick};
 use crate::kernels::matmul::matmul_transposed;
 use values::Scratch;
 
@@ -85,10 +87,8 @@ impl CompressedWeight {
         values: DenseValues<'_>,
     ) -> Result<Self, WeightError> {
         let [rows, cols] = matrix_shape(shape)?;
-        if let Some(mask) = mask
-            && (mask.rows(), mask.cols()) != (rows, cols)
-        {
-            return Err(WeightError::MaskShape { mask: [mask.rows(), mask.cols()], weight: [rows, cols] });
+        if let Some(mask) = mask {
+            mask.check(rows, cols)?;
         }
         let count = match values {
             DenseValues::Float(_, v) => v.len(),
@@ -120,17 +120,22 @@ impl CompressedWeight {
             return Self::from_parts(shape, Layout::Dense, dense(rows, cols, values));
         }
         let laid_out = Layout::from_mask(layout, mask)?;
-        let kept = || (0..rows).flat_map(|row| mask.kept_in_row(row).map(move |col| row * cols + col));
+        let bits = mask.as_bytes();
         let values = match values {
-            DenseValues::Float(precision, v) => Values::float(precision, kept().map(|i| v[i])),
+            DenseValues::Float(precision, v) => Values::picked(precision, v, cols, bits),
             DenseValues::F8E4M3(v, scales) => {
-                Values::F8 { codes: kept().map(|i| v[i]).collect(), scales: scales.clone() }
+                Values::F8 { codes: pick(v, cols, bits, copy), scales: scales.clone() }
             }
-            DenseValues::Int(bits, v, scales) => {
-                let codes: Vec<u8> = kept().map(|i| stored_code(bits, v[i])).collect();
+            DenseValues::Int(bits_of_code, v, scales) => {
+                let store = |codes: &[u8], out: &mut [MaybeUninit<u8>]| {
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        out.write(stored_code(bits_of_code, *code as i8));
+                    }
+                };
+                let codes = pick(as_unsigned(v), cols, bits, store);
                 Values::Int {
-                    bits,
-                    codes: PackedCodes::from_codes(bits.get(), &codes),
+                    bits: bits_of_code,
+                    codes: PackedCodes::from_codes(bits_of_code.get(), &codes),
                     scales: scales.clone(),
                 }
             }
@@ -294,9 +299,14 @@ impl CompressedWeight {
         }
         let grid = self.form.grid();
         let mut scratch = Scratch::default();
+        let mut wide = Vec::new();
         for (row, out) in range.zip(out.chunks_exact_mut(cols)) {
             if matches!(self.layout, Layout::Dense) {
                 self.values.decode_dense_row(row, grid, &mut scratch, out);
+            } else if let Layout::Bitmask { mask, starts } = &self.layout
+                && let Some(values) = self.values.floats(starts[row], mask.kept_count_in_row(row), &mut wide)
+            {
+                expand(values, mask.row_bytes(row), out);
             } else {
                 let start = self.layout.columns_of(row, cols, &mut scratch.columns);
                 self.values.decode_sparse_row(row, start, grid, &mut scratch, out);

@@ -4,7 +4,7 @@ use super::WeightError;
 use super::form::{Bits, Coding, Granularity, ScaleGrid};
 use super::packed::PackedCodes;
 use crate::dtype::Precision;
-use crate::kernels::{convert, quantize};
+use crate::kernels::{convert, mask, quantize};
 
 /// The stored values of a weight, in layout order.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,6 +111,37 @@ impl Values {
             Precision::F16 => Self::F16(values.map(f16::from_f32).collect()),
             Precision::Bf16 => Self::Bf16(values.map(bf16::from_f32).collect()),
         }
+    }
+
+    /// Of `[rows, cols]` float values, those whose bit is set, in this precision.
+    pub(crate) fn picked(precision: Precision, values: &[f32], cols: usize, bits: &[u8]) -> Self {
+        match precision {
+            Precision::F32 => Self::F32(mask::pick(values, cols, bits, mask::copy)),
+            Precision::F16 => Self::F16(mask::pick(values, cols, bits, convert::fill_f16)),
+            Precision::Bf16 => Self::Bf16(mask::pick(values, cols, bits, convert::fill_bf16)),
+        }
+    }
+
+    /// Some of the values as `f32`, widened into `wide` if need be; `None` for codes.
+    pub(crate) fn floats<'a>(
+        &'a self,
+        start: usize,
+        len: usize,
+        wide: &'a mut Vec<f32>,
+    ) -> Option<&'a [f32]> {
+        match self {
+            Self::F32(values) => return Some(&values[start..start + len]),
+            Self::F16(values) => {
+                wide.resize(len, 0.0);
+                convert::f16_to_f32(&values[start..start + len], wide);
+            }
+            Self::Bf16(values) => {
+                wide.resize(len, 0.0);
+                convert::bf16_to_f32(&values[start..start + len], wide);
+            }
+            _ => return None,
+        }
+        Some(wide)
     }
 
     /// Decodes a whole row of a dense layout.

@@ -1,55 +1,387 @@
-//! Conversions between `f32` and the narrower float types, on the bytes of a file.
+//! Conversions between `f32` and the narrower float types: round to nearest, ties to even.
+//!
+//! A NaN stays a NaN of the same sign. To and from f16 and bf16 it also keeps the upper bits of its payload and becomes
+//! quiet; in f8 it is the code `0x7f`.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
+use std::mem::MaybeUninit;
+
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{CHUNK, PARALLEL_MIN};
+use super::level::{Isa, multiversion};
+use super::memory::prefer_large_pages;
+use super::{CHUNK, PARALLEL_MIN, STREAM_MIN};
 use crate::dtype::{FloatType, Precision};
 
-pub(crate) use portable::{f8_e4m3_from_f32, f8_e4m3_to_f32};
+#[cfg(not(test))]
+pub(crate) use portable::f8_e4m3_from_f32;
+pub(crate) use portable::f8_e4m3_to_f32;
 #[cfg(test)]
-pub(crate) use portable::{f8_e5m2_from_f32, f8_e5m2_to_f32};
+pub(crate) use portable::{f8_e4m3_from_f32, f8_e5m2_from_f32, f8_e5m2_to_f32};
 
-/// Widens little-endian elements of type `float` to `f32`.
+multiversion! {
+    fn widen_f64(input: &[[u8; 8]], out: &mut [MaybeUninit<f32>]) = portable::widen_f64
+}
+multiversion! {
+    fn widen_e4m3(input: &[u8], out: &mut [MaybeUninit<f32>]) = portable::widen_e4m3
+}
+multiversion! {
+    fn widen_e5m2(input: &[u8], out: &mut [MaybeUninit<f32>]) = portable::widen_e5m2
+}
+multiversion! {
+    fn narrow_f32(values: &[f32], out: &mut [MaybeUninit<[u8; 4]>]) -> u32 = portable::narrow_f32
+}
+multiversion! {
+    fn copy_f32(values: &[f32], out: &mut [MaybeUninit<f32>]) -> u32 = portable::copy_f32
+}
+multiversion! {
+    fn narrow_e4m3(values: &[f32], out: &mut [MaybeUninit<u8>]) = portable::narrow_e4m3
+}
+multiversion! {
+    fn narrow_e5m2(values: &[f32], out: &mut [MaybeUninit<u8>]) = portable::narrow_e5m2
+}
+multiversion! {
+    fn largest_magnitude_in(values: &[f32]) -> u32 = portable::largest_magnitude
+}
+
+macro_rules! halves {
+    ($narrow:ident, $widen:ident) => {
+        #[inline]
+        fn $narrow(isa: Isa, values: &[f32], out: &mut [MaybeUninit<[u8; 2]>], stream: bool) -> u32 {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512(token) => avx512::$narrow(token, values, out, stream),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(token) => avx2::$narrow(token, values, out, stream),
+                Isa::Portable => {
+                    let _ = stream;
+                    portable::$narrow(values, out)
+                }
+            }
+        }
+
+        #[inline]
+        fn $widen(isa: Isa, input: &[[u8; 2]], out: &mut [MaybeUninit<f32>], stream: bool) {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512(token) => avx512::$widen(token, input, out, stream),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(token) => avx2::$widen(token, input, out, stream),
+                Isa::Portable => {
+                    let _ = stream;
+                    portable::$widen(input, out);
+                }
+            }
+        }
+    };
+}
+
+halves!(narrow_f16, widen_f16);
+halves!(narrow_bf16, widen_bf16);
+
+/// Splits input and output alike into pieces, for several threads if that pays.
+fn in_pieces<A: Sync, B: Send, R: Copy + Send + Sync>(
+    input: &[A],
+    out: &mut [MaybeUninit<B>],
+    identity: R,
+    f: impl Fn(&[A], &mut [MaybeUninit<B>]) -> R + Sync,
+    join: impl Fn(R, R) -> R + Sync + Send,
+) -> R {
+    debug_assert_eq!(input.len(), out.len());
+    if input.len() < PARALLEL_MIN {
+        return f(input, out);
+    }
+    let pieces = out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK));
+    pieces.map(|(out, input)| f(input, out)).reduce(|| identity, join)
+}
+
+/// Whether an output of so many bytes is stored past the caches, where it would not stay anyhow.
+fn streams<T>(out: &[T]) -> bool {
+    size_of_val(out) >= STREAM_MIN
+}
+
+fn uninit<T>(out: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: the same layout; the functions of this module only ever write values into what they get.
+    unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<T>]) }
+}
+
+/// Sees elements as bytes, little-endian where the machine is.
+fn as_codes<T: Copy>(values: &[T]) -> &[[u8; 2]] {
+    const { assert!(size_of::<T>() == 2) };
+    // SAFETY: used for `f16` and `bf16` only, which are `repr(transparent)` over `u16`; bytes have no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// As [`as_codes`], to be written.
+fn as_codes_mut<T: Copy>(out: &mut [MaybeUninit<T>]) -> &mut [MaybeUninit<[u8; 2]>] {
+    const { assert!(size_of::<T>() == 2) };
+    // SAFETY: as above, and every pattern of two bytes is a value of `f16` and `bf16`.
+    unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) }
+}
+
+/// Appends `len` elements of `N` bytes, which `fill` writes, without zeroing them first.
+fn append<const N: usize, R>(
+    out: &mut Vec<u8>,
+    len: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<[u8; N]>]) -> R,
+) -> R {
+    out.reserve(len * N);
+    let spare = &mut out.spare_capacity_mut()[..len * N];
+    prefer_large_pages(spare);
+    // SAFETY: as many elements as fit the spare capacity; bytes have no alignment.
+    let result = fill(unsafe { std::slice::from_raw_parts_mut(spare.as_mut_ptr().cast(), len) });
+    // SAFETY: every `fill` of this module writes each element it is given.
+    unsafe { out.set_len(out.len() + len * N) };
+    result
+}
+
+/// A vector of `len` elements, which `fill` writes, without zeroing them first.
+fn collect<T, R>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>]) -> R) -> (Vec<T>, R) {
+    let mut out = Vec::with_capacity(len);
+    let room = &mut out.spare_capacity_mut()[..len];
+    prefer_large_pages(room);
+    let result = fill(room);
+    // SAFETY: every `fill` of this module writes each element it is given.
+    unsafe { out.set_len(len) };
+    (out, result)
+}
+
+fn widen_with(isa: Isa, float: FloatType, bytes: &[u8], out: &mut [MaybeUninit<f32>]) {
+    assert_eq!(bytes.len(), out.len() * float.size(), "bytes of the elements to widen");
+    let stream = streams(out);
+    let join = |(), ()| ();
+    match float {
+        FloatType::F64 => in_pieces(bytes.as_chunks().0, out, (), |i, o| widen_f64(isa, i, o), join),
+        FloatType::F32 => in_pieces(bytes.as_chunks().0, out, (), portable::widen_f32, join),
+        FloatType::F16 => in_pieces(bytes.as_chunks().0, out, (), |i, o| widen_f16(isa, i, o, stream), join),
+        FloatType::Bf16 => {
+            in_pieces(bytes.as_chunks().0, out, (), |i, o| widen_bf16(isa, i, o, stream), join);
+        }
+        FloatType::F8E4M3 => in_pieces(bytes, out, (), |i, o| widen_e4m3(isa, i, o), join),
+        FloatType::F8E5M2 => in_pieces(bytes, out, (), |i, o| widen_e5m2(isa, i, o), join),
+    }
+}
+
+/// Widens little-endian elements of type `float` to `f32`. Every type but f64 widens exactly.
+///
+/// ```
+/// use tersor::{FloatType, kernels::convert};
+///
+/// let mut wide = [0.0; 2];
+/// convert::widen(FloatType::F8E4M3, &[0x38, 0xfe], &mut wide);
+/// assert_eq!(wide, [1.0, -448.0]);
+/// ```
 ///
 /// # Shapes
-/// `bytes` holds `out.len()` elements.
-pub(crate) fn widen(float: FloatType, bytes: &[u8], out: &mut [f32]) {
-    let size = float.size();
-    debug_assert_eq!(bytes.len(), out.len() * size);
-    if out.len() < PARALLEL_MIN {
-        return portable::widen(float, bytes, out);
-    }
-    out.par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * size))
-        .for_each(|(out, bytes)| portable::widen(float, bytes, out));
+/// `bytes` holds `out.len()` elements, in any alignment.
+///
+/// # Panics
+/// When it holds another number of bytes.
+pub fn widen(float: FloatType, bytes: &[u8], out: &mut [f32]) {
+    widen_with(Isa::current(), float, bytes, uninit(out));
 }
 
-/// Appends `values`, rounded to `precision` (nearest, ties to even), to `out` as little-endian bytes.
-pub(crate) fn narrow(precision: Precision, values: &[f32], out: &mut Vec<u8>) {
-    let start = out.len();
-    let size = precision.size();
-    out.resize(start + values.len() * size, 0);
-    let out = &mut out[start..];
-    if values.len() < PARALLEL_MIN {
-        return portable::narrow(precision, values, out);
-    }
-    out.par_chunks_mut(CHUNK * size)
-        .zip(values.par_chunks(CHUNK))
-        .for_each(|(out, values)| portable::narrow(precision, values, out));
+/// As [`widen`], into a new vector that is not zeroed first.
+///
+/// # Panics
+/// When `bytes` is not a whole number of elements.
+pub fn widen_to_vec(float: FloatType, bytes: &[u8]) -> Vec<f32> {
+    collect(bytes.len() / float.size(), |out| widen_with(Isa::current(), float, bytes, out)).0
 }
 
-/// Counts the finite values that become infinite when rounded to `precision`.
-pub(crate) fn count_overflow(precision: Precision, values: &[f32]) -> usize {
-    if precision == Precision::F32 {
-        return 0;
-    }
-    values.par_chunks(CHUNK).map(|v| portable::count_overflow(precision, v)).sum()
+/// Appends `values`, rounded to `precision`, to `out` as little-endian bytes.
+///
+/// ```
+/// use tersor::{Precision, kernels::convert};
+///
+/// let mut bytes = Vec::new();
+/// convert::narrow(Precision::Bf16, &[1.0, -2.0], &mut bytes);
+/// assert_eq!(bytes, [0x80, 0x3f, 0x00, 0xc0]);
+/// ```
+pub fn narrow(precision: Precision, values: &[f32], out: &mut Vec<u8>) {
+    narrow_with(Isa::current(), precision, values, out);
 }
+
+fn narrow_with(isa: Isa, precision: Precision, values: &[f32], out: &mut Vec<u8>) {
+    let narrow = match precision {
+        Precision::F32 => {
+            append(out, values.len(), |out| {
+                in_pieces(values, out, 0, |v, o| narrow_f32(isa, v, o), u32::max)
+            });
+            return;
+        }
+        Precision::F16 => narrow_f16,
+        Precision::Bf16 => narrow_bf16,
+    };
+    append(out, values.len(), |out| {
+        let stream = streams(out);
+        in_pieces(values, out, 0, |v, o| narrow(isa, v, o, stream), u32::max)
+    });
+}
+
+macro_rules! typed {
+    ($type:ident, $to:ident, $from:ident, $narrow:ident, $widen:ident, $name:literal) => {
+        #[doc = concat!("Rounds to ", $name, ", to nearest, ties to even; what is too large becomes infinite.")]
+        ///
+        /// # Shapes
+        /// `out` is as long as `values`.
+        ///
+        /// # Panics
+        /// When the lengths differ.
+        pub fn $to(values: &[f32], out: &mut [$type]) {
+            assert_eq!(values.len(), out.len(), "values to convert, and room for them");
+            if cfg!(target_endian = "big") {
+                return out.iter_mut().zip(values).for_each(|(out, x)| *out = $type::from_f32(*x));
+            }
+            let (isa, stream) = (Isa::current(), streams(out));
+            let codes = as_codes_mut(uninit(out));
+            in_pieces(values, codes, 0, |v, o| $narrow(isa, v, o, stream), u32::max);
+        }
+
+        #[doc = concat!("Widens ", $name, " to `f32`, exactly.")]
+        ///
+        /// # Shapes
+        /// `out` is as long as `values`.
+        ///
+        /// # Panics
+        /// When the lengths differ.
+        pub fn $from(values: &[$type], out: &mut [f32]) {
+            assert_eq!(values.len(), out.len(), "values to convert, and room for them");
+            if cfg!(target_endian = "big") {
+                return out.iter_mut().zip(values).for_each(|(out, x)| *out = x.to_f32());
+            }
+            let (isa, stream) = (Isa::current(), streams(out));
+            in_pieces(as_codes(values), uninit(out), (), |v, o| $widen(isa, v, o, stream), |(), ()| ());
+        }
+    };
+}
+
+typed!(f16, f32_to_f16, f16_to_f32, narrow_f16, widen_f16, "IEEE 754 binary16");
+typed!(bf16, f32_to_bf16, bf16_to_f32, narrow_bf16, widen_bf16, "bfloat16");
+
+macro_rules! to_f8 {
+    ($name:ident, $narrow:ident, $format:literal, $overflow:literal) => {
+        #[doc = concat!("Rounds to ", $format, " codes, to nearest, ties to even; what is too large becomes ", $overflow, ".")]
+        ///
+        /// [`widen`] is the way back.
+        ///
+        /// # Shapes
+        /// `out` is as long as `values`.
+        ///
+        /// # Panics
+        /// When the lengths differ.
+        pub fn $name(values: &[f32], out: &mut [u8]) {
+            assert_eq!(values.len(), out.len(), "values to convert, and room for them");
+            let isa = Isa::current();
+            in_pieces(values, uninit(out), (), |v, o| $narrow(isa, v, o), |(), ()| ());
+        }
+    };
+}
+
+/// What a cast met on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Met {
+    /// Finite values that the target turns into infinities.
+    pub(crate) overflow: usize,
+    /// Whether there was a NaN or an infinity.
+    pub(crate) non_finite: bool,
+}
+
+impl Met {
+    fn and(self, other: Self) -> Self {
+        Self { overflow: self.overflow + other.overflow, non_finite: self.non_finite | other.non_finite }
+    }
+
+    /// Of values whose largest magnitude is known; they are looked at again only if it is too large.
+    fn of(values: &[f32], largest: u32, limit: u32) -> Self {
+        if largest < limit {
+            return Self::default();
+        }
+        let overflows = |x: &&f32| (limit..portable::INFINITY).contains(&portable::magnitude(**x));
+        Self { overflow: values.iter().filter(overflows).count(), non_finite: largest >= portable::INFINITY }
+    }
+}
+
+/// Bits of the smallest magnitude that rounds to infinity.
+fn overflow_from(precision: Precision) -> u32 {
+    match precision {
+        Precision::F32 => portable::INFINITY,
+        // halfway to the exponent that is not there, and the largest finite code is odd
+        Precision::F16 => 65520f32.to_bits(),
+        Precision::Bf16 => 0x7f7f_8000,
+    }
+}
+
+/// A copy, and what was met: one pass.
+pub(crate) fn cast_f32(values: &[f32]) -> (Vec<f32>, Met) {
+    let isa = Isa::current();
+    collect(values.len(), |out: &mut [MaybeUninit<f32>]| {
+        let copy = |values: &[f32], out: &mut [MaybeUninit<f32>]| {
+            Met::of(values, copy_f32(isa, values, out), portable::INFINITY)
+        };
+        in_pieces(values, out, Met::default(), copy, Met::and)
+    })
+}
+
+macro_rules! cast {
+    ($name:ident, $fill:ident, $type:ident, $precision:expr, $narrow:ident) => {
+        /// Rounds every value, on the calling thread.
+        pub(crate) fn $fill(values: &[f32], out: &mut [MaybeUninit<$type>]) {
+            assert_eq!(values.len(), out.len(), "values to convert, and room for them");
+            if cfg!(target_endian = "big") {
+                for (out, x) in out.iter_mut().zip(values) {
+                    out.write($type::from_f32(*x));
+                }
+            } else {
+                $narrow(Isa::current(), values, as_codes_mut(out), false);
+            }
+        }
+
+        /// Rounds every value, and tells what was met; with `clamp`, finite values stay finite: one pass.
+        pub(crate) fn $name(isa: Isa, values: &[f32], clamp: bool) -> (Vec<$type>, Met) {
+            let limit = overflow_from($precision);
+            collect(values.len(), |out: &mut [MaybeUninit<$type>]| {
+                let stream = streams(out);
+                let cast = |values: &[f32], out: &mut [MaybeUninit<$type>]| {
+                    let largest = $narrow(isa, values, as_codes_mut(out), stream);
+                    let met = Met::of(values, largest, limit);
+                    if cfg!(target_endian = "big") || (clamp && met.overflow > 0) {
+                        let max = if clamp { $precision.max() } else { f32::INFINITY };
+                        for (out, x) in out.iter_mut().zip(values) {
+                            out.write($type::from_f32(if x.is_finite() { x.clamp(-max, max) } else { *x }));
+                        }
+                    }
+                    met
+                };
+                in_pieces(values, out, Met::default(), cast, Met::and)
+            })
+        }
+    };
+}
+
+cast!(cast_f16, fill_f16, f16, Precision::F16, narrow_f16);
+cast!(cast_bf16, fill_bf16, bf16, Precision::Bf16, narrow_bf16);
+
+/// What a cast to `precision` would meet.
+pub(crate) fn would_meet(precision: Precision, values: &[f32]) -> Met {
+    let (isa, limit) = (Isa::current(), overflow_from(precision));
+    let meet = |values: &[f32]| Met::of(values, largest_magnitude_in(isa, values), limit);
+    values.par_chunks(CHUNK).map(meet).reduce(Met::default, Met::and)
+}
+
+to_f8!(f32_to_f8_e4m3, narrow_e4m3, "OCP e4m3", "±448");
+to_f8!(f32_to_f8_e5m2, narrow_e5m2, "OCP e5m2", "infinite");
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The e4m3 and e5m2 values by their definition: sign · 2^(e − bias) · (1 + m/2^mbits), denormal for e = 0.
@@ -154,5 +486,219 @@ mod tests {
                 assert!(same, "{name} of {code:#04x}: {ours}, torch {torch}");
             }
         }
+    }
+
+    /// What the format's specification says, from the other direction: the code whose value is nearest, of two the even.
+    fn nearest<const N: usize>(values: &[(f64, u16); N], x: f64) -> u16 {
+        let distance = |(value, _): &(f64, u16)| (value - x).abs();
+        let best = values.iter().map(distance).fold(f64::INFINITY, f64::min);
+        let mut codes = values.iter().filter(|v| distance(v) == best).map(|(_, code)| *code);
+        let first = codes.next().unwrap();
+        codes.next().map_or(first, |second| if first % 2 == 0 { first } else { second })
+    }
+
+    #[test]
+    fn halves_by_definition_at_every_level() {
+        // patterns around every f16: the value, both neighbours in f32, and the middle to the next
+        let finite: Vec<(f64, u16)> = (0..0x7c00u16).map(|h| (f16::from_bits(h).to_f64(), h)).collect();
+        for pair in finite.windows(2).step_by(7) {
+            let (low, high) = (pair[0].0 as f32, pair[1].0 as f32);
+            let middle = f32::midpoint(low, high);
+            for x in [low, low.next_up(), middle.next_down(), middle, middle.next_up(), high] {
+                let expected = nearest(&[pair[0], pair[1]], f64::from(x));
+                for isa in Isa::all() {
+                    let mut out = Vec::new();
+                    narrow_with(isa, Precision::F16, &[x; 37], &mut out);
+                    for code in out.as_chunks::<2>().0 {
+                        assert_eq!(u16::from_le_bytes(*code), expected, "{x:e} {isa:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bits of every kind of float, in a scattered order.
+    fn any_bits(count: usize, seed: u32) -> Vec<f32> {
+        let special = [
+            0,
+            1,
+            0x007f_ffff,
+            0x0080_0000,
+            0x3300_0000,
+            0x3380_0000,
+            0x387f_ffff,
+            0x3880_0000,
+            0x477f_efff,
+            0x477f_f000,
+            0x7f7f_7fff,
+            0x7f7f_8000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7fbf_ffff,
+            0x7fc0_0000,
+            0x7fff_ffff,
+        ];
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state ^ state >> 15
+        };
+        (0..count)
+            .map(|i| {
+                let bits = next();
+                f32::from_bits(if i % 3 == 0 {
+                    special[bits as usize % special.len()] | bits & 1 << 31
+                } else {
+                    bits
+                })
+            })
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_level_converts_alike(
+            len in prop_oneof![0..200usize, Just(PARALLEL_MIN + 77)],
+            seed: u32,
+            offset in 0..40usize,
+            stream: bool,
+        ) {
+            let values = &any_bits(len + offset, seed)[offset..];
+            for (precision, narrow, widen, float) in [
+                (Precision::F16, narrow_f16 as fn(Isa, &[f32], &mut [MaybeUninit<[u8; 2]>], bool) -> u32,
+                 widen_f16 as fn(Isa, &[[u8; 2]], &mut [MaybeUninit<f32>], bool), FloatType::F16),
+                (Precision::Bf16, narrow_bf16, widen_bf16, FloatType::Bf16),
+            ] {
+                let mut expected = vec![0xaa; offset];
+                narrow_with(Isa::Portable, precision, values, &mut expected);
+                for (bytes, x) in expected[offset..].as_chunks::<2>().0.iter().zip(values) {
+                    let by_half = match precision {
+                        Precision::F16 => f16::from_f32(*x).to_bits(),
+                        _ => bf16::from_f32(*x).to_bits(),
+                    };
+                    prop_assert_eq!(u16::from_le_bytes(*bytes), by_half, "{:#x}", x.to_bits());
+                }
+                let largest = values.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+                for isa in Isa::all() {
+                    let mut bytes = vec![0xaa; offset];
+                    narrow_with(isa, precision, values, &mut bytes);
+                    prop_assert_eq!(&bytes, &expected);
+                    // at an address of any alignment, and past the caches
+                    let mut room = vec![[0u8; 2]; offset + len + 1];
+                    prop_assert_eq!(narrow(isa, values, uninit(&mut room[offset..offset + len]), stream), largest);
+                    prop_assert_eq!(room[offset..offset + len].as_flattened(), &expected[offset..]);
+                    prop_assert_eq!(room[offset + len], [0, 0]);
+                    let mut wide = vec![7.0; offset + len + 1];
+                    widen(isa, &room[offset..offset + len], uninit(&mut wide[offset..offset + len]), stream);
+                    let by_portable = {
+                        let mut wide = vec![0.0; len];
+                        widen_with(Isa::Portable, float, &expected[offset..], uninit(&mut wide));
+                        wide
+                    };
+                    for (x, y) in wide[offset..].iter().zip(&by_portable) {
+                        prop_assert_eq!(x.to_bits(), y.to_bits());
+                    }
+                    prop_assert_eq!(wide[offset + len], 7.0);
+                }
+            }
+        }
+
+        #[test]
+        fn every_level_converts_other_types_alike(len in 0..200usize, seed: u32) {
+            let values = any_bits(len, seed);
+            let doubles: Vec<u8> = values.iter().flat_map(|x| (f64::from(*x) * 1.000_000_03).to_le_bytes()).collect();
+            let run = |isa| {
+                let (mut e4m3, mut e5m2) = (vec![0u8; len], vec![0u8; len]);
+                narrow_e4m3(isa, &values, uninit(&mut e4m3));
+                narrow_e5m2(isa, &values, uninit(&mut e5m2));
+                let mut wide = vec![0f32; 3 * len];
+                widen_with(isa, FloatType::F8E4M3, &e4m3, uninit(&mut wide[..len]));
+                widen_with(isa, FloatType::F8E5M2, &e5m2, uninit(&mut wide[len..2 * len]));
+                widen_with(isa, FloatType::F64, &doubles, uninit(&mut wide[2 * len..]));
+                let bits: Vec<u32> = wide.iter().map(|x| x.to_bits()).collect();
+                (e4m3, e5m2, bits)
+            };
+            let expected = run(Isa::Portable);
+            for isa in Isa::all() {
+                prop_assert_eq!(&run(isa), &expected);
+            }
+        }
+
+        #[test]
+        fn casts_count_and_clamp(len in 0..100usize, seed: u32, clamp: bool) {
+            let values = any_bits(len, seed);
+            for isa in Isa::all() {
+                let (f16s, met) = cast_f16(isa, &values, clamp);
+                let overflows = |x: &f32| x.is_finite() && f16::from_f32(*x).is_infinite();
+                let overflow = values.iter().filter(|x| overflows(x)).count();
+                prop_assert_eq!(met, Met { overflow, non_finite: values.iter().any(|x| !x.is_finite()) });
+                for (x, h) in values.iter().zip(&f16s) {
+                    let x = if clamp && overflows(x) { 65504f32.copysign(*x) } else { *x };
+                    prop_assert_eq!(h.to_bits(), f16::from_f32(x).to_bits());
+                }
+                let (bf16s, met) = cast_bf16(isa, &values, clamp);
+                let overflows = |x: &f32| x.is_finite() && bf16::from_f32(*x).is_infinite();
+                prop_assert_eq!(met.overflow, values.iter().filter(|x| overflows(x)).count());
+                for (x, h) in values.iter().zip(&bf16s) {
+                    let x = if clamp && overflows(x) { bf16::MAX.to_f32().copysign(*x) } else { *x };
+                    prop_assert_eq!(h.to_bits(), bf16::from_f32(x).to_bits());
+                }
+                prop_assert_eq!(would_meet(Precision::Bf16, &values), met);
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_widens_as_the_half_crate_does() {
+        let codes: Vec<[u8; 2]> = (0..=u16::MAX).map(u16::to_le_bytes).collect();
+        for isa in Isa::all() {
+            let mut wide = vec![0f32; codes.len()];
+            widen_f16(isa, &codes, uninit(&mut wide), false);
+            for (h, x) in (0..=u16::MAX).zip(&wide) {
+                assert_eq!(x.to_bits(), f16::from_bits(h).to_f32().to_bits(), "f16 {h:#06x} {isa:?}");
+            }
+            widen_bf16(isa, &codes, uninit(&mut wide), true);
+            for (h, x) in (0..=u16::MAX).zip(&wide) {
+                assert_eq!(x.to_bits(), bf16::from_bits(h).to_f32().to_bits(), "bf16 {h:#06x} {isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "all 2^32 values: a minute"]
+    fn every_f32_narrows_as_the_half_crate_does() {
+        (0..1u32 << 16).into_par_iter().for_each(|high| {
+            let values: Vec<f32> = (0..1u32 << 16).map(|low| f32::from_bits(high << 16 | low)).collect();
+            let by_half: Vec<[u16; 2]> =
+                values.iter().map(|x| [f16::from_f32(*x).to_bits(), bf16::from_f32(*x).to_bits()]).collect();
+            let mut codes = vec![[0u8; 2]; values.len()];
+            for isa in Isa::all() {
+                for (type_, narrow) in [narrow_f16, narrow_bf16].into_iter().enumerate() {
+                    narrow(isa, &values, uninit(&mut codes), false);
+                    for ((x, code), expected) in values.iter().zip(&codes).zip(&by_half) {
+                        assert_eq!(u16::from_le_bytes(*code), expected[type_], "{:#x} {isa:?}", x.to_bits());
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn typed_slices_and_bytes_agree() {
+        let values = any_bits(STREAM_MIN / 2 + 1001, 3);
+        let mut bytes = vec![1];
+        narrow(Precision::F16, &values, &mut bytes);
+        let mut typed = vec![f16::ZERO; values.len()];
+        f32_to_f16(&values, &mut typed);
+        assert!(typed.iter().zip(bytes[1..].as_chunks::<2>().0).all(|(h, b)| h.to_le_bytes() == *b));
+        let mut wide = vec![0.0; values.len()];
+        f16_to_f32(&typed, &mut wide);
+        let from_bytes = widen_to_vec(FloatType::F16, &bytes[1..]);
+        assert!(wide.iter().zip(&from_bytes).all(|(x, y)| x.to_bits() == y.to_bits()));
+        let (copy, met) = cast_f32(&values);
+        assert!(copy.iter().zip(&values).all(|(x, y)| x.to_bits() == y.to_bits()) && met.non_finite);
     }
 }

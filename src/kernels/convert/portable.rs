@@ -1,104 +1,201 @@
-use half::{bf16, f16};
+//! The conversions, one value at a time, without branches so that the compiler vectorizes the loops over them.
+//!
+//! What happens to NaN is part of the specification, because it is stored: to and from f16 and bf16 a NaN keeps its
+//! sign and the upper bits of its payload and becomes quiet, which is what the processors' own instructions do; to and
+//! from f8 it becomes the format's NaN `0x7f` and `f32::NAN`, with its sign.
 
-use crate::dtype::{FloatType, Precision};
+use std::mem::MaybeUninit;
 
-pub(super) fn widen(float: FloatType, bytes: &[u8], out: &mut [f32]) {
-    match float {
-        FloatType::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
-        FloatType::F32 => each(bytes, out, f32::from_le_bytes),
-        FloatType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-        FloatType::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-        FloatType::F8E4M3 => each(bytes, out, |[b]| f8_e4m3_to_f32(b)),
-        FloatType::F8E5M2 => each(bytes, out, |[b]| f8_e5m2_to_f32(b)),
-    }
-}
-
+/// A key that orders like the magnitude of `x`: the bit pattern without its sign.
 #[inline(always)]
-fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
-    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *out = f(*bytes);
-    }
+pub(super) fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
 }
 
-pub(super) fn narrow(precision: Precision, values: &[f32], out: &mut [u8]) {
-    fn each<const N: usize>(values: &[f32], out: &mut [u8], f: impl Fn(f32) -> [u8; N]) {
-        for (bytes, x) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-            *bytes = f(*x);
-        }
-    }
-    match precision {
-        Precision::F32 => each(values, out, f32::to_le_bytes),
-        Precision::F16 => each(values, out, |x| f16::from_f32(x).to_le_bytes()),
-        Precision::Bf16 => each(values, out, |x| bf16::from_f32(x).to_le_bytes()),
-    }
+/// Bits of infinity; the magnitudes above are NaN.
+pub(super) const INFINITY: u32 = 0x7f80_0000;
+
+/// `f32` → f16: nearest, ties to even, overflow to infinity.
+#[inline(always)]
+pub(crate) fn f16_from_f32(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) & 0x8000;
+    let a = magnitude(x);
+    // a carry out of the mantissa is the next exponent, up to infinity
+    let normal = ((a + 0x0fff + ((a >> 13) & 1)).wrapping_sub(112 << 23) >> 13).min(0x7c00);
+    // one unit in the last place of 0.5 is 2^-24, the unit of a denormal f16: the addition rounds
+    let denormal = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let nan = 0x7e00 | ((a >> 13) & 0x3ff);
+    let finite = if a < 113 << 23 { denormal } else { normal };
+    (sign | if a > INFINITY { nan } else { finite }) as u16
 }
 
-pub(super) fn count_overflow(precision: Precision, values: &[f32]) -> usize {
-    values.iter().filter(|x| x.is_finite() && precision.round(**x).is_infinite()).count()
+/// f16 → `f32`, exactly.
+#[inline(always)]
+pub(crate) fn f16_to_f32(h: u16) -> f32 {
+    let sign = u32::from(h & 0x8000) << 16;
+    let m = u32::from(h & 0x7fff);
+    let shifted = m << 13;
+    let normal = shifted + (112 << 23);
+    let denormal = (f32::from_bits(shifted + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let special = (shifted + (224 << 23)) | if m > 0x7c00 { 0x0040_0000 } else { 0 };
+    let finite = if m < 0x0400 { denormal } else { normal };
+    f32::from_bits(sign | if m < 0x7c00 { finite } else { special })
+}
+
+/// `f32` → bf16: nearest, ties to even, overflow to infinity.
+#[inline(always)]
+pub(crate) fn bf16_from_f32(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let nan = bits | 0x0040_0000;
+    ((if magnitude(x) > INFINITY { nan } else { rounded }) >> 16) as u16
+}
+
+/// bf16 → `f32`, exactly.
+#[inline(always)]
+pub(crate) fn bf16_to_f32(h: u16) -> f32 {
+    let quiet = if h & 0x7fff > 0x7f80 { 0x0040 } else { 0 };
+    f32::from_bits(u32::from(h | quiet) << 16)
 }
 
 /// `f32` → e4m3: nearest, ties to even, clamped to ±448; NaN stays NaN.
-#[inline]
+#[inline(always)]
 pub(crate) fn f8_e4m3_from_f32(x: f32) -> u8 {
-    let sign = ((x.to_bits() >> 24) & 0x80) as u8;
-    let a = x.abs();
-    if a.is_nan() {
-        return sign | 0x7f;
-    }
-    sign | f8_magnitude::<3>(a, -6).min(0x7e)
+    f8_from_f32::<3, 7, 0x7e>(x)
 }
 
 /// e4m3 → `f32`, exactly.
-#[inline]
+#[inline(always)]
 pub(crate) fn f8_e4m3_to_f32(code: u8) -> f32 {
-    if code & 0x7f == 0x7f {
-        return f32::NAN.copysign(if code & 0x80 == 0 { 1.0 } else { -1.0 });
-    }
-    f8_value::<3>(code, -6)
+    let m = u32::from(code & 0x7f);
+    let special = if m == 0x7f { f32::NAN.to_bits() } else { 0 };
+    f8_to_f32::<3, 7>(code, special)
 }
 
 /// `f32` → e5m2: nearest, ties to even, overflow to infinity as IEEE 754 has it; NaN stays NaN.
-#[cfg(test)]
+#[inline(always)]
 pub(crate) fn f8_e5m2_from_f32(x: f32) -> u8 {
-    let sign = ((x.to_bits() >> 24) & 0x80) as u8;
-    let a = x.abs();
-    if a.is_nan() {
-        return sign | 0x7f;
-    }
-    sign | f8_magnitude::<2>(a, -14).min(0x7c)
+    f8_from_f32::<2, 15, 0x7c>(x)
 }
 
 /// e5m2 → `f32`, exactly.
-#[inline]
+#[inline(always)]
 pub(crate) fn f8_e5m2_to_f32(code: u8) -> f32 {
-    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
-    match code & 0x7f {
-        0x7c => f32::INFINITY * sign,
-        0x7d.. => f32::NAN.copysign(sign),
-        _ => f8_value::<2>(code, -14),
+    let m = u32::from(code & 0x7f);
+    let special = if m > 0x7c { f32::NAN.to_bits() } else { INFINITY };
+    f8_to_f32::<2, 15>(code, if m >= 0x7c { special } else { 0 })
+}
+
+/// `M` mantissa bits, exponents biased by `BIAS`, magnitudes clamped to the code `MAX`.
+#[inline(always)]
+fn f8_from_f32<const M: u32, const BIAS: u32, const MAX: u32>(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 24) & 0x80;
+    let a = magnitude(x);
+    let drop = 23 - M;
+    let normal = (a + ((1 << (drop - 1)) - 1) + ((a >> drop) & 1)).wrapping_sub((127 - BIAS) << 23) >> drop;
+    // a power of two whose unit in the last place is that of a denormal code: the addition rounds
+    let magic = f32::from_bits((127 + 23 + 1 - BIAS - M) << 23);
+    let denormal = (f32::from_bits(a) + magic).to_bits().wrapping_sub(magic.to_bits());
+    let finite = if a < (128 - BIAS) << 23 { denormal } else { normal.min(MAX) };
+    (sign | if a > INFINITY { 0x7f } else { finite }) as u8
+}
+
+/// The value of a code; `special`, unless zero, is what the format's largest exponent means.
+#[inline(always)]
+fn f8_to_f32<const M: u32, const BIAS: u32>(code: u8, special: u32) -> f32 {
+    let sign = u32::from(code & 0x80) << 24;
+    let m = u32::from(code & 0x7f);
+    let normal = (m << (23 - M)) + ((127 - BIAS) << 23);
+    let unit = f32::from_bits((127 + 1 - BIAS - M) << 23);
+    let denormal = (m as f32 * unit).to_bits();
+    let finite = if m < 1 << M { denormal } else { normal };
+    f32::from_bits(sign | if special == 0 { finite } else { special })
+}
+
+/// Converts every element. Input and output have the same length.
+#[inline(always)]
+fn each<const N: usize>(input: &[[u8; N]], out: &mut [MaybeUninit<f32>], f: impl Fn([u8; N]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(input) {
+        out.write(f(*bytes));
     }
 }
 
-/// Code of a magnitude, ignoring the format's largest value: `M` mantissa bits, normal numbers from `2^min_exponent`.
 #[inline(always)]
-fn f8_magnitude<const M: u32>(a: f32, min_exponent: i32) -> u8 {
-    // Above 2^17 every format is past its largest value, and the caller clamps.
-    let a = a.min(131_072.0);
-    let exponent = ((a.to_bits() >> 23) as i32 - 127).max(min_exponent);
-    // Units of the last place at this exponent; exact because the scale is a power of two.
-    let ulp = f32::from_bits(((exponent - M as i32 + 127) as u32) << 23);
-    let units = (a / ulp).round_ties_even() as u32;
-    // In the lowest (denormal) binade `units` is the code; each binade above adds 2^M.
-    // A carry into the next binade falls out of the same sum.
-    (units + (((exponent - min_exponent) as u32) << M)).min(0x7f) as u8
+pub(super) fn widen_f64(input: &[[u8; 8]], out: &mut [MaybeUninit<f32>]) {
+    each(input, out, |b| f64::from_le_bytes(b) as f32);
 }
 
 #[inline(always)]
-fn f8_value<const M: u32>(code: u8, min_exponent: i32) -> f32 {
-    let exponent = i32::from((code & 0x7f) >> M);
-    let mantissa = i32::from(code & ((1 << M) - 1));
-    let (units, binade) = if exponent == 0 { (mantissa, 0) } else { (mantissa + (1 << M), exponent - 1) };
-    let ulp = f32::from_bits(((min_exponent + binade - M as i32 + 127) as u32) << 23);
-    let value = units as f32 * ulp;
-    if code & 0x80 == 0 { value } else { -value }
+pub(super) fn widen_f32(input: &[[u8; 4]], out: &mut [MaybeUninit<f32>]) {
+    each(input, out, f32::from_le_bytes);
+}
+
+#[inline(always)]
+pub(super) fn widen_f16(input: &[[u8; 2]], out: &mut [MaybeUninit<f32>]) {
+    each(input, out, |b| f16_to_f32(u16::from_le_bytes(b)));
+}
+
+#[inline(always)]
+pub(super) fn widen_bf16(input: &[[u8; 2]], out: &mut [MaybeUninit<f32>]) {
+    each(input, out, |b| bf16_to_f32(u16::from_le_bytes(b)));
+}
+
+#[inline(always)]
+pub(super) fn widen_e4m3(input: &[u8], out: &mut [MaybeUninit<f32>]) {
+    for (out, code) in out.iter_mut().zip(input) {
+        out.write(f8_e4m3_to_f32(*code));
+    }
+}
+
+#[inline(always)]
+pub(super) fn widen_e5m2(input: &[u8], out: &mut [MaybeUninit<f32>]) {
+    for (out, code) in out.iter_mut().zip(input) {
+        out.write(f8_e5m2_to_f32(*code));
+    }
+}
+
+/// Narrows every value, and gives the largest magnitude's bits (a NaN is above infinity).
+#[inline(always)]
+fn each_narrow<T>(values: &[f32], out: &mut [MaybeUninit<T>], f: impl Fn(f32) -> T) -> u32 {
+    let mut largest = 0;
+    for (out, x) in out.iter_mut().zip(values) {
+        out.write(f(*x));
+        largest = largest.max(magnitude(*x));
+    }
+    largest
+}
+
+#[inline(always)]
+pub(super) fn narrow_f32(values: &[f32], out: &mut [MaybeUninit<[u8; 4]>]) -> u32 {
+    each_narrow(values, out, f32::to_le_bytes)
+}
+
+#[inline(always)]
+pub(super) fn copy_f32(values: &[f32], out: &mut [MaybeUninit<f32>]) -> u32 {
+    each_narrow(values, out, |x| x)
+}
+
+#[inline(always)]
+pub(super) fn narrow_f16(values: &[f32], out: &mut [MaybeUninit<[u8; 2]>]) -> u32 {
+    each_narrow(values, out, |x| f16_from_f32(x).to_le_bytes())
+}
+
+#[inline(always)]
+pub(super) fn narrow_bf16(values: &[f32], out: &mut [MaybeUninit<[u8; 2]>]) -> u32 {
+    each_narrow(values, out, |x| bf16_from_f32(x).to_le_bytes())
+}
+
+#[inline(always)]
+pub(super) fn narrow_e4m3(values: &[f32], out: &mut [MaybeUninit<u8>]) {
+    each_narrow(values, out, f8_e4m3_from_f32);
+}
+
+#[inline(always)]
+pub(super) fn narrow_e5m2(values: &[f32], out: &mut [MaybeUninit<u8>]) {
+    each_narrow(values, out, f8_e5m2_from_f32);
+}
+
+#[inline(always)]
+pub(super) fn largest_magnitude(values: &[f32]) -> u32 {
+    values.iter().fold(0, |largest, x| largest.max(magnitude(*x)))
 }
