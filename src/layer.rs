@@ -1,5 +1,7 @@
 //! What every compression method is given, and what it gives back.
 
+use std::num::NonZeroUsize;
+
 use crate::dtype::Precision;
 use crate::error::NonFinite;
 use crate::kernels::reduce;
@@ -68,6 +70,16 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When a value is NaN or infinite, or the method cannot do what its options ask for.
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError>;
+
+    /// How many rows, or a multiple of it, can be compressed apart from the rest of the layer, counted from its first row:
+    /// what becomes of them must depend on nothing else. `None`, unless a method says otherwise, when the layer has to be
+    /// seen as a whole.
+    ///
+    /// A pipeline then need not hold the layer in memory. Of an error in some rows it learns the layer's by compressing
+    /// the layer as a whole.
+    fn row_block(&self) -> Option<NonZeroUsize> {
+        None
+    }
 }
 
 /// Why a method could not compress a layer.

@@ -14,6 +14,7 @@ mod masks;
 mod mmap;
 mod open;
 mod output;
+mod positioned;
 mod writer;
 
 pub use class::TensorClass;
@@ -21,5 +22,6 @@ pub use error::CheckpointError;
 pub use formats::{StoredTensor, stored_tensors};
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
+pub(crate) use open::{FloatBuffer, FloatSource};
 pub(crate) use output::{MANIFEST, OutputFolder};
 pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

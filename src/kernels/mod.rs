@@ -6,6 +6,7 @@
 //!
 //! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod level;
 pub(crate) mod matmul;
@@ -13,6 +14,7 @@ pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod reduce;
 pub(crate) mod select;
+pub(crate) mod view;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.
 pub(crate) const PARALLEL_MIN: usize = 1 << 15;

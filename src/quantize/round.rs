@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use rayon::prelude::*;
 
 use super::affine::{Affine, F8_E4M3_MAX};
@@ -152,6 +154,14 @@ impl Method for RoundToNearest {
         match self.codes {
             CodeType::Int { bits, symmetric } => Coding::Int { bits, symmetric, granularity, scales },
             CodeType::F8E4M3 => Coding::F8E4M3 { granularity, scales },
+        }
+    }
+
+    fn row_block(&self) -> Option<NonZeroUsize> {
+        match self.granularity {
+            Granularity::Tensor => None,
+            Granularity::Channel | Granularity::Group(_) => Some(NonZeroUsize::MIN),
+            Granularity::Block(rows, _) => Some(rows),
         }
     }
 
