@@ -9,9 +9,9 @@
 pub(crate) mod convert;
 pub(crate) mod level;
 pub(crate) mod matmul;
-pub(crate) mod pack;
-pub(crate) mod quantize;
-pub(crate) mod reduce;
+pub mod pack;
+pub mod quantize;
+pub mod reduce;
 pub(crate) mod select;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.

@@ -1,10 +1,29 @@
+use std::mem::MaybeUninit;
+
+use super::{Affine, Codes, MAX_BITS};
 use crate::dtype::Precision;
-use crate::kernels::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
+use crate::kernels::level::Isa;
+use crate::kernels::pack;
+use crate::kernels::reduce::{self, INFINITY};
 
 /// 1.5 · 2^23: added to a value below 2^22 it leaves no bits for a fraction, so that the sum is rounded half to even, and
 /// its lowest bits are the integer in two's complement. Unlike a call to round, this needs no instruction beyond the
 /// baseline and vectorizes.
 const ROUND: f32 = 12_582_912.0;
+
+/// Largest e4m3 value.
+const F8_E4M3_MAX: f32 = 448.0;
+
+/// Codes that are made before they are packed, a multiple of 32 so that they end on a word: few enough to stay in the
+/// first-level cache, and so many that storing them is over before they are read again.
+const PIECE: usize = 1024;
+
+/// `x.clamp(low, high)` without its assertion; NaN becomes `low`.
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
+}
 
 /// Code of one value: `clamp(x / scale + zero_point)`, rounded half to even; each step in `precision`.
 #[inline(always)]
@@ -17,59 +36,152 @@ pub(crate) fn quantize_one(
     precision: Precision,
 ) -> i8 {
     let scaled = precision.round(precision.round(x / scale) + zero_point);
-    (scaled.clamp(low, high) + ROUND).to_bits() as i8
+    (clamp(scaled, low, high) + ROUND).to_bits() as i8
 }
 
-/// Codes of values under one scale, in `[−2^(bits−1), 2^(bits−1) − 1]`.
-pub(crate) fn quantize_int(
+/// `f32` in ±448 → e4m3: nearest, ties to even.
+#[inline(always)]
+pub(super) fn e4m3(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 24) & 0x80;
+    let magnitude = x.to_bits() & 0x7fff_ffff;
+    // 20 of the mantissa's bits go, half to even; a carry into the exponent is right. The bias goes from 127 to 7.
+    let normal = ((magnitude + 0x7_ffff + ((magnitude >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
+    // below 2^-6 the step is 2^-9: the last place of numbers from 2^14 on
+    let denormal = (f32::from_bits(magnitude) + 16_384.0).to_bits() & 0xff;
+    (sign | if magnitude < 0x3c80_0000 { denormal } else { normal }) as u8
+}
+
+/// Codes of values under one scale as they are stored: integers `code + 2^(bits−1)`, or e4m3.
+#[inline(always)]
+pub(super) fn encode(
+    codes: Codes,
+    affine: Affine,
+    precision: Precision,
     values: &[f32],
-    scale: f32,
-    zero_point: i8,
-    bits: u8,
-    precision: Precision,
-    codes: &mut [i8],
+    out: &mut [MaybeUninit<u8>],
 ) {
-    let half = (1i32 << (bits - 1)) as f32;
-    let (low, high, zero_point) = (-half, half - 1.0, f32::from(zero_point));
-    // The match stands outside the loop so that the f32 loop is free of conversions and vectorizes.
-    match precision {
-        Precision::F32 => {
-            for (code, x) in codes.iter_mut().zip(values) {
-                *code = quantize_one(*x, scale, zero_point, low, high, Precision::F32);
+    let Affine { scale, zero_point } = affine;
+    match codes {
+        Codes::Int { bits, .. } => {
+            let half = (1i32 << (bits - 1)) as f32;
+            let (low, high, zero_point) = (-half, half - 1.0, f32::from(zero_point));
+            // half is even: adding it does not change which way a tie goes
+            let round = ROUND + half;
+            for (out, x) in out.iter_mut().zip(values) {
+                let scaled = precision.round(precision.round(*x / scale) + zero_point);
+                out.write((clamp(scaled, low, high) + round).to_bits() as u8);
             }
         }
-        narrow => {
-            for (code, x) in codes.iter_mut().zip(values) {
-                *code = quantize_one(*x, scale, zero_point, low, high, narrow);
+        Codes::F8E4M3 => {
+            for (out, x) in out.iter_mut().zip(values) {
+                // Negative zero becomes zero, as adding a zero point of zero does.
+                let scaled = precision.round(*x / scale) + 0.0;
+                out.write(e4m3(clamp(scaled, -F8_E4M3_MAX, F8_E4M3_MAX)));
             }
         }
     }
 }
 
-/// `(code − zero_point) · scale`, rounded to `precision`.
-pub(crate) fn dequantize_int(
-    codes: &[i8],
-    scale: f32,
-    zero_point: i8,
+/// Scale and zero point for values from `min` to `max`; `None` if the scale is not finite.
+///
+/// `fixed` is 0 or the zero point's lower end: both paths are needed below, and only one of them a minimum.
+#[inline(always)]
+pub(super) fn affine(codes: Codes, min: f32, max: f32, precision: Precision) -> Option<Affine> {
+    let round = |x| precision.round(x);
+    let (mut scale, zero_point) = match codes {
+        Codes::F8E4M3 => (round(max.max(-min).max(0.0) / F8_E4M3_MAX), 0),
+        Codes::Int { bits, symmetric: true } => {
+            let steps = ((1i32 << bits) - 1) as f32;
+            (round(max.max(-min).max(0.0) / (steps / 2.0)), 0)
+        }
+        Codes::Int { bits, symmetric: false } => {
+            let (min, max) = (min.min(0.0), max.max(0.0));
+            let half = (1i32 << (bits - 1)) as f32;
+            let (low, high) = (-half, half - 1.0);
+            let scale = round(round(max - min) / (high - low));
+            // All values zero: 0/0 would be NaN, and any zero point is right.
+            let shift = if min == 0.0 { 0.0 } else { round(min / scale) };
+            let zero_point = if scale == 0.0 && min == 0.0 { 0.0 } else { round(low - shift) };
+            (scale, (clamp(zero_point, low, high) + ROUND).to_bits() as i8)
+        }
+    };
+    if scale == 0.0 {
+        scale = precision.epsilon();
+    }
+    scale.is_finite().then_some(Affine { scale, zero_point })
+}
+
+/// Scale and zero point for these values; `None` if one of them, or the scale, is not finite.
+#[inline(always)]
+pub(super) fn affine_of(codes: Codes, precision: Precision, values: &[f32]) -> Option<Affine> {
+    let (min, max) = if let Codes::Int { symmetric: false, .. } = codes {
+        let extremes = reduce::extremes(values);
+        if !reduce::all_finite(extremes) {
+            return None;
+        }
+        if values.is_empty() { (0.0, 0.0) } else { (reduce::unkey(extremes.0), reduce::unkey(extremes.1)) }
+    } else {
+        let largest = reduce::largest(values);
+        if largest >= INFINITY {
+            return None;
+        }
+        (0.0, f32::from_bits(largest))
+    };
+    affine(codes, min, max, precision)
+}
+
+/// Where the codes of rows go.
+pub(super) enum Out<'a> {
+    /// Packed; every row starts on a word.
+    Words(u8, &'a mut [MaybeUninit<u32>]),
+    /// One byte each.
+    Bytes(&'a mut [MaybeUninit<u8>]),
+}
+
+/// Quantizes rows; `affine(row, run, values)` gives the parameters of a run of `group` columns.
+#[inline(always)]
+pub(super) fn rows(
+    codes: Codes,
     precision: Precision,
-    out: &mut [f32],
-) {
-    let zero_point = i32::from(zero_point);
-    for (out, code) in out.iter_mut().zip(codes) {
-        *out = precision.round((i32::from(*code) - zero_point) as f32 * scale);
+    values: &[f32],
+    cols: usize,
+    group: usize,
+    out: Out<'_>,
+    mut affine: impl FnMut(usize, usize, &[f32]) -> Option<Affine>,
+) -> bool {
+    match out {
+        Out::Bytes(bytes) => {
+            for (row, (values, bytes)) in values.chunks_exact(cols).zip(bytes.chunks_exact_mut(cols)).enumerate() {
+                for (run, (values, bytes)) in values.chunks(group).zip(bytes.chunks_mut(group)).enumerate() {
+                    let Some(affine) = affine(row, run, values) else { return false };
+                    encode(codes, affine, precision, values, bytes);
+                }
+            }
+        }
+        Out::Words(bits, words) => {
+            let words_per_row = pack::words_for(cols, bits);
+            let mut piece = [MaybeUninit::new(0u8); PIECE];
+            for (row, (values, words)) in
+                values.chunks_exact(cols).zip(words.chunks_exact_mut(words_per_row)).enumerate()
+            {
+                let (mut filled, mut written) = (0, 0);
+                for (run, mut values) in values.chunks(group).enumerate() {
+                    let Some(affine) = affine(row, run, values) else { return false };
+                    while !values.is_empty() {
+                        let (now, later) = values.split_at(values.len().min(PIECE - filled));
+                        encode(codes, affine, precision, now, &mut piece[filled..filled + now.len()]);
+                        filled += now.len();
+                        values = later;
+                        if filled == PIECE {
+                            let to = written + PIECE / 32 * usize::from(bits);
+                            pack::portable::pack_uninit(&piece, bits, &mut words[written..to]);
+                            (filled, written) = (0, to);
+                        }
+                    }
+                }
+                pack::portable::pack_uninit(&piece[..filled], bits, &mut words[written..]);
+            }
+        }
     }
-}
-
-/// e4m3 codes of `values / scale`, clamped to ±448. Negative zero becomes zero, as adding a zero point of zero does.
-pub(crate) fn quantize_f8(values: &[f32], scale: f32, precision: Precision, codes: &mut [u8]) {
-    for (code, x) in codes.iter_mut().zip(values) {
-        *code = f8_e4m3_from_f32((precision.round(x / scale) + 0.0).clamp(-448.0, 448.0));
-    }
-}
-
-/// `code · scale`, rounded to `precision`.
-pub(crate) fn dequantize_f8(codes: &[u8], scale: f32, precision: Precision, out: &mut [f32]) {
-    for (out, code) in out.iter_mut().zip(codes) {
-        *out = precision.round(f8_e4m3_to_f32(*code) * scale);
-    }
+    true
 }
