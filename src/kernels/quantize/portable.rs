@@ -1,42 +1,40 @@
 use std::mem::MaybeUninit;
 
-use super::{Affine, Codes, MAX_BITS};
+use super::{Affine, Codes, Encode, F8_E4M3_MAX, Job, Params, ROUND};
 use crate::dtype::Precision;
-use crate::kernels::level::Isa;
 use crate::kernels::pack;
 use crate::kernels::reduce::{self, INFINITY};
-
-/// 1.5 · 2^23: added to a value below 2^22 it leaves no bits for a fraction, so that the sum is rounded half to even, and
-/// its lowest bits are the integer in two's complement. Unlike a call to round, this needs no instruction beyond the
-/// baseline and vectorizes.
-const ROUND: f32 = 12_582_912.0;
-
-/// Largest e4m3 value.
-const F8_E4M3_MAX: f32 = 448.0;
 
 /// Codes that are made before they are packed, a multiple of 32 so that they end on a word: few enough to stay in the
 /// first-level cache, and so many that storing them is over before they are read again.
 const PIECE: usize = 1024;
 
+/// Calls `f` with a constant precision, so that the loops of `f32` are free of conversions.
+macro_rules! with_precision {
+    ($precision:expr, |$p:ident| $body:expr) => {
+        match $precision {
+            Precision::F32 => {
+                let $p = Precision::F32;
+                $body
+            }
+            Precision::F16 => {
+                let $p = Precision::F16;
+                $body
+            }
+            Precision::Bf16 => {
+                let $p = Precision::Bf16;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_precision;
+
 /// `x.clamp(low, high)` without its assertion; NaN becomes `low`.
 #[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
+pub(super) fn clamp(x: f32, low: f32, high: f32) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
-}
-
-/// Code of one value: `clamp(x / scale + zero_point)`, rounded half to even; each step in `precision`.
-#[inline(always)]
-pub(crate) fn quantize_one(
-    x: f32,
-    scale: f32,
-    zero_point: f32,
-    low: f32,
-    high: f32,
-    precision: Precision,
-) -> i8 {
-    let scaled = precision.round(precision.round(x / scale) + zero_point);
-    (clamp(scaled, low, high) + ROUND).to_bits() as i8
 }
 
 /// `f32` in ±448 → e4m3: nearest, ties to even.
@@ -83,10 +81,8 @@ pub(super) fn encode(
 }
 
 /// Scale and zero point for values from `min` to `max`; `None` if the scale is not finite.
-///
-/// `fixed` is 0 or the zero point's lower end: both paths are needed below, and only one of them a minimum.
 #[inline(always)]
-pub(super) fn affine(codes: Codes, min: f32, max: f32, precision: Precision) -> Option<Affine> {
+pub(crate) fn affine(codes: Codes, min: f32, max: f32, precision: Precision) -> Option<Affine> {
     let round = |x| precision.round(x);
     let (mut scale, zero_point) = match codes {
         Codes::F8E4M3 => (round(max.max(-min).max(0.0) / F8_E4M3_MAX), 0),
@@ -184,4 +180,78 @@ pub(super) fn rows(
         }
     }
     true
+}
+
+/// `false` when a value or scale is not finite.
+#[inline(always)]
+pub(super) fn quantize_task(job: Job<'_>) -> bool {
+    let Job { scheme, values, out, params } = job;
+    let Params { scales, mut zero_points } = params;
+    let groups = scheme.groups_per_row();
+    let mut quantize = |codes: Codes, precision: Precision, out: Out<'_>| {
+        rows(codes, precision, values, scheme.cols, scheme.group, out, |row, run, values| {
+            let affine = affine_of(codes, precision, values)?;
+            scales[row * groups + run].write(affine.scale);
+            if let Some(zero_points) = &mut zero_points {
+                zero_points[row * groups + run].write(affine.zero_point);
+            }
+            Some(affine)
+        })
+    };
+    with_precision!(scheme.precision, |p| match scheme.codes {
+        Codes::Int { .. } => quantize(scheme.codes, p, out),
+        Codes::F8E4M3 => quantize(Codes::F8E4M3, p, out),
+    })
+}
+
+#[inline(always)]
+pub(super) fn encode_task(job: Encode<'_>) {
+    let Encode { scheme, values, out, affines, stride } = job;
+    let encode = |codes: Codes, precision: Precision, out: Out<'_>| {
+        rows(codes, precision, values, scheme.cols, scheme.group, out, |row, run, _| Some(affines[row * stride + run]));
+    };
+    with_precision!(scheme.precision, |p| match scheme.codes {
+        Codes::Int { .. } => encode(scheme.codes, p, out),
+        Codes::F8E4M3 => encode(Codes::F8E4M3, p, out),
+    });
+}
+
+/// [`encode`] with the precision as a constant.
+#[inline(always)]
+pub(super) fn encode_each(
+    codes: Codes,
+    affine: Affine,
+    precision: Precision,
+    values: &[f32],
+    out: &mut [MaybeUninit<u8>],
+) {
+    with_precision!(precision, |p| encode(codes, affine, p, values, out));
+}
+
+/// `(code − zero_point) · scale`, rounded to `precision`.
+#[inline(always)]
+pub(super) fn dequantize_int(codes: &[i8], affine: Affine, precision: Precision, out: &mut [f32]) {
+    let zero_point = i32::from(affine.zero_point);
+    with_precision!(precision, |p| for (out, code) in out.iter_mut().zip(codes) {
+        *out = p.round((i32::from(*code) - zero_point) as f32 * affine.scale);
+    });
+}
+
+/// e4m3 → `f32`, exactly.
+#[inline(always)]
+pub(super) fn e4m3_value(code: u8) -> f32 {
+    let (sign, magnitude) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7f));
+    let normal = (magnitude + (120 << 3)) << 20;
+    // in the lowest binade the code counts steps of 2^-9
+    let denormal = (f32::from_bits(magnitude | 0x4680_0000) - 16_384.0).to_bits();
+    let value = if magnitude < 8 { denormal } else { normal };
+    f32::from_bits(sign | if magnitude == 0x7f { f32::NAN.to_bits() } else { value })
+}
+
+/// `code · scale`, rounded to `precision`.
+#[inline(always)]
+pub(super) fn dequantize_f8(codes: &[u8], scale: f32, precision: Precision, out: &mut [f32]) {
+    with_precision!(precision, |p| for (out, code) in out.iter_mut().zip(codes) {
+        *out = p.round(e4m3_value(*code) * scale);
+    });
 }
