@@ -78,8 +78,7 @@ impl Observer {
             Self::Mse => {
                 // no narrower range overflows if this one does not
                 Affine::from_range(full, codes, precision)?;
-                let step =
-                    search::least_error(Isa::current(), codes.kernel(), precision, values, (min, max));
+                let step = search::least_error(Isa::current(), codes.kernel(), precision, values, (min, max));
                 Ok(full.shrunk(step))
             }
             Self::Entropy => {

@@ -37,7 +37,8 @@ pub(crate) fn pack_uninit(codes: &[MaybeUninit<u8>], bits: u8, words: &mut [Mayb
 /// The lowest `B` bits of each of eight bytes, next to each other.
 #[inline(always)]
 fn gather<const B: u32>(v: u64) -> u64 {
-    let pairs = |v: u64, from: u32, width: u32, low: u64| (v & low) | ((v >> (from - width)) & (low << width));
+    let pairs =
+        |v: u64, from: u32, width: u32, low: u64| (v & low) | ((v >> (from - width)) & (low << width));
     let ones = |width: u32| (1u64 << width) - 1;
     let v = pairs(v, 8, B, 0x0001_0001_0001_0001 * ones(B));
     let v = pairs(v, 16, 2 * B, 0x0000_0001_0000_0001 * ones(2 * B));

@@ -83,28 +83,32 @@ pub(super) fn encode(
 /// Scale and zero point for values from `min` to `max`; `None` if the scale is not finite.
 #[inline(always)]
 pub(crate) fn affine(codes: Codes, min: f32, max: f32, precision: Precision) -> Option<Affine> {
+    let (scale, zero_point) = parameters(codes, min, max, precision);
+    scale.is_finite().then_some(Affine { scale, zero_point: zero_point as i8 })
+}
+
+/// [`affine`] unchecked, and without a branch once codes and precision are known.
+#[inline(always)]
+pub(super) fn parameters(codes: Codes, min: f32, max: f32, precision: Precision) -> (f32, f32) {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
     let round = |x| precision.round(x);
-    let (mut scale, zero_point) = match codes {
-        Codes::F8E4M3 => (round(max.max(-min).max(0.0) / F8_E4M3_MAX), 0),
-        Codes::Int { bits, symmetric: true } => {
-            let steps = ((1i32 << bits) - 1) as f32;
-            (round(max.max(-min).max(0.0) / (steps / 2.0)), 0)
-        }
+    let magnitude = larger(larger(max, -min), 0.0);
+    let (scale, zero_point) = match codes {
+        Codes::F8E4M3 => (round(magnitude / F8_E4M3_MAX), 0.0),
+        Codes::Int { bits, symmetric: true } => (round(magnitude / (((1i32 << bits) - 1) as f32 / 2.0)), 0.0),
         Codes::Int { bits, symmetric: false } => {
-            let (min, max) = (min.min(0.0), max.max(0.0));
+            let (min, max) = (-larger(-min, 0.0), larger(max, 0.0));
             let half = (1i32 << (bits - 1)) as f32;
             let (low, high) = (-half, half - 1.0);
             let scale = round(round(max - min) / (high - low));
+            let shift = round(min / scale);
             // All values zero: 0/0 would be NaN, and any zero point is right.
-            let shift = if min == 0.0 { 0.0 } else { round(min / scale) };
+            let shift = if min == 0.0 { 0.0 } else { shift };
             let zero_point = if scale == 0.0 && min == 0.0 { 0.0 } else { round(low - shift) };
-            (scale, (clamp(zero_point, low, high) + ROUND).to_bits() as i8)
+            (scale, (clamp(zero_point, low, high) + ROUND) - ROUND)
         }
     };
-    if scale == 0.0 {
-        scale = precision.epsilon();
-    }
-    scale.is_finite().then_some(Affine { scale, zero_point })
+    (if scale == 0.0 { precision.epsilon() } else { scale }, zero_point)
 }
 
 /// Scale and zero point for these values; `None` if one of them, or the scale, is not finite.
@@ -147,7 +151,9 @@ pub(super) fn rows(
 ) -> bool {
     match out {
         Out::Bytes(bytes) => {
-            for (row, (values, bytes)) in values.chunks_exact(cols).zip(bytes.chunks_exact_mut(cols)).enumerate() {
+            for (row, (values, bytes)) in
+                values.chunks_exact(cols).zip(bytes.chunks_exact_mut(cols)).enumerate()
+            {
                 for (run, (values, bytes)) in values.chunks(group).zip(bytes.chunks_mut(group)).enumerate() {
                     let Some(affine) = affine(row, run, values) else { return false };
                     encode(codes, affine, precision, values, bytes);
@@ -208,7 +214,9 @@ pub(super) fn quantize_task(job: Job<'_>) -> bool {
 pub(super) fn encode_task(job: Encode<'_>) {
     let Encode { scheme, values, out, affines, stride } = job;
     let encode = |codes: Codes, precision: Precision, out: Out<'_>| {
-        rows(codes, precision, values, scheme.cols, scheme.group, out, |row, run, _| Some(affines[row * stride + run]));
+        rows(codes, precision, values, scheme.cols, scheme.group, out, |row, run, _| {
+            Some(affines[row * stride + run])
+        });
     };
     with_precision!(scheme.precision, |p| match scheme.codes {
         Codes::Int { .. } => encode(scheme.codes, p, out),

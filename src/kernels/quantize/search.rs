@@ -1,6 +1,6 @@
 //! The search for the range with the least squared error.
 
-use super::portable::{affine, clamp, e4m3, e4m3_value, with_precision};
+use super::portable::{clamp, e4m3, e4m3_value, parameters, with_precision};
 use super::{Codes, F8_E4M3_MAX, ROUND};
 use crate::dtype::Precision;
 use crate::kernels::level::{Isa, multiversion};
@@ -9,10 +9,10 @@ use crate::kernels::level::{Isa, multiversion};
 pub(crate) const STEPS: usize = 100;
 
 /// Candidates that are tried side by side: their sums are independent, while the terms of each must be added in order.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Values after which candidates that have lost already are given up.
-const CHECK: usize = 16;
+pub(super) const CHECK: usize = 16;
 
 /// What each step multiplies the range with: 1 down to 0.2.
 pub(crate) static FACTORS: [f32; STEPS] = {
@@ -27,8 +27,8 @@ pub(crate) static FACTORS: [f32; STEPS] = {
 
 /// The step whose range, shrunk from `[min, max]`, gives the least sum of squared errors; the first among equals.
 ///
-/// Sums are of `f64` squares of `f32` errors, in the order of the values. The values must be finite, and the scale of
-/// the whole range too.
+/// Sums are of `f64` squares of `f32` errors, in the order of the values. The values must be finite, the range must be
+/// their smallest and largest, and its scale finite.
 pub(crate) fn least_error(
     isa: Isa,
     codes: Codes,
@@ -36,58 +36,21 @@ pub(crate) fn least_error(
     values: &[f32],
     range: (f32, f32),
 ) -> usize {
-    match isa {
-        Isa::Portable => search::<false>(codes, precision, values, range),
-        #[cfg(target_arch = "x86_64")]
-        _ => search_fused(isa, codes, precision, values, range),
-    }
-}
-
-multiversion! {
-    fn search_fused(codes: Codes, precision: Precision, values: &[f32], range: (f32, f32)) -> usize = search::<true>
-}
-
-/// `LANES` candidates.
-struct Candidates {
-    scale: [f32; LANES],
-    reciprocal: [f32; LANES],
-    zero_point: [f32; LANES],
-}
-
-#[inline(always)]
-fn search<const FMA: bool>(codes: Codes, precision: Precision, values: &[f32], range: (f32, f32)) -> usize {
-    with_precision!(precision, |p| match codes {
-        Codes::Int { symmetric: true, .. } => search_in::<FMA>(codes, p, values, range),
-        Codes::Int { .. } => search_in::<FMA>(codes, p, values, range),
-        Codes::F8E4M3 => search_in::<FMA>(Codes::F8E4M3, p, values, range),
-    })
-}
-
-#[inline(always)]
-fn search_in<const FMA: bool>(codes: Codes, precision: Precision, values: &[f32], range: (f32, f32)) -> usize {
     let (mut least, mut best) = (f64::INFINITY, 0);
     for first in (0..STEPS).step_by(LANES) {
-        let mut lanes = Candidates { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
-        // lanes beyond the last step repeat it, and cannot win against it
-        let (mut low, mut high) = (f32::INFINITY, 0.0f32);
-        for lane in 0..LANES {
-            let factor = FACTORS[(first + lane).min(STEPS - 1)];
-            let Some(affine) = affine(codes, range.0 * factor, range.1 * factor, precision) else { return best };
-            lanes.scale[lane] = affine.scale;
-            lanes.zero_point[lane] = f32::from(affine.zero_point);
-            low = low.min(affine.scale);
-            high = high.max(affine.scale);
-        }
-        for lane in 0..LANES {
-            lanes.reciprocal[lane] = 1.0 / lanes.scale[lane];
-        }
+        let (lanes, low, high) = candidates_in(isa, codes, precision, range, first);
         // no intermediate result of the division by reciprocal may overflow or lose bits to underflow
         let tame = low >= 1e-18 && high <= 1e18 && range.0.abs().max(range.1.abs()) / low <= 1e9;
-        let sums = if FMA && tame {
-            errors::<true>(codes, precision, values, &lanes, least)
-        } else {
-            errors::<false>(codes, precision, values, &lanes, least)
-        };
+        // The errors of the two ends alone are enough to lose, with some room for the rounding of the sums.
+        if range.0 < range.1
+            && least < f64::INFINITY
+            && errors_of(isa, codes, precision, &[range.0, range.1], &lanes, tame, f64::INFINITY)
+                .iter()
+                .all(|sum| *sum * (1.0 - 1e-6) >= least)
+        {
+            continue;
+        }
+        let sums = errors_of(isa, codes, precision, values, &lanes, tame, least);
         for (lane, sum) in sums.iter().enumerate() {
             if first + lane < STEPS && *sum < least {
                 (least, best) = (*sum, first + lane);
@@ -98,6 +61,115 @@ fn search_in<const FMA: bool>(codes: Codes, precision: Precision, values: &[f32]
         }
     }
     best
+}
+
+#[inline]
+fn errors_of(
+    isa: Isa,
+    codes: Codes,
+    precision: Precision,
+    values: &[f32],
+    lanes: &Candidates,
+    tame: bool,
+    least: f64,
+) -> [f64; LANES] {
+    match (isa, codes) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512(token), Codes::Int { bits, symmetric }) if tame && precision == Precision::F32 => {
+            super::avx512::int_errors(token, bits, symmetric, values, lanes, least)
+        }
+        (Isa::Portable, _) => errors_divided(isa, codes, precision, values, lanes, least),
+        _ if !tame => errors_divided(isa, codes, precision, values, lanes, least),
+        #[cfg(target_arch = "x86_64")]
+        _ => errors_fused(isa, codes, precision, values, lanes, least),
+    }
+}
+
+/// `LANES` candidates, lane by lane.
+pub(super) struct Candidates {
+    pub(super) scale: [f32; LANES],
+    pub(super) reciprocal: [f32; LANES],
+    pub(super) zero_point: [f32; LANES],
+}
+
+multiversion! {
+    fn candidates_in(codes: Codes, precision: Precision, range: (f32, f32), first: usize) -> (Candidates, f32, f32) =
+        candidates_any
+}
+
+multiversion! {
+    /// With fused multiplication: slow at the portable level.
+    fn errors_fused(codes: Codes, precision: Precision, values: &[f32], lanes: &Candidates, least: f64) -> [f64; LANES] =
+        errors_any::<true>
+}
+
+multiversion! {
+    fn errors_divided(codes: Codes, precision: Precision, values: &[f32], lanes: &Candidates, least: f64) -> [f64; LANES] =
+        errors_any::<false>
+}
+
+/// Calls `f` with constants for what decides about the operations of a loop.
+macro_rules! with_codes {
+    ($codes:expr, $precision:expr, |$c:ident, $p:ident| $body:expr) => {
+        with_precision!($precision, |$p| match $codes {
+            Codes::Int { bits, symmetric: true } => {
+                let $c = Codes::Int { bits, symmetric: true };
+                $body
+            }
+            Codes::Int { bits, symmetric: false } => {
+                let $c = Codes::Int { bits, symmetric: false };
+                $body
+            }
+            Codes::F8E4M3 => {
+                let $c = Codes::F8E4M3;
+                $body
+            }
+        })
+    };
+}
+
+#[inline(always)]
+fn candidates_any(
+    codes: Codes,
+    precision: Precision,
+    range: (f32, f32),
+    first: usize,
+) -> (Candidates, f32, f32) {
+    with_codes!(codes, precision, |c, p| candidates(c, p, range, first))
+}
+
+/// The candidates from step `first` on, with the smallest and the largest scale.
+#[inline(always)]
+fn candidates(codes: Codes, precision: Precision, range: (f32, f32), first: usize) -> (Candidates, f32, f32) {
+    let mut lanes = Candidates { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
+    // lanes beyond the last step do not count
+    let mut factors = [1.0; LANES];
+    let steps = &FACTORS[first..(first + LANES).min(STEPS)];
+    factors[..steps.len()].copy_from_slice(steps);
+    for lane in 0..LANES {
+        let factor = factors[lane];
+        let (scale, zero_point) = parameters(codes, range.0 * factor, range.1 * factor, precision);
+        lanes.scale[lane] = scale;
+        lanes.zero_point[lane] = zero_point;
+        lanes.reciprocal[lane] = 1.0 / scale;
+    }
+    let (mut low, mut high) = (f32::INFINITY, 0.0);
+    for scale in lanes.scale {
+        low = if scale < low { scale } else { low };
+        high = if scale > high { scale } else { high };
+    }
+    (lanes, low, high)
+}
+
+#[inline(always)]
+fn errors_any<const FMA: bool>(
+    codes: Codes,
+    precision: Precision,
+    values: &[f32],
+    lanes: &Candidates,
+    least: f64,
+) -> [f64; LANES] {
+    with_codes!(codes, precision, |c, p| errors::<FMA>(c, p, values, lanes, least))
 }
 
 /// Sums of the squared errors; less than all of some that are not below `least` anyway.
@@ -120,7 +192,8 @@ fn errors<const FMA: bool>(
                     Codes::Int { bits, .. } => {
                         let half = (1i32 << (bits - 1)) as f32;
                         let zero_point = zero_point[lane];
-                        let code = (clamp(precision.round(scaled + zero_point), -half, half - 1.0) + ROUND) - ROUND;
+                        let code =
+                            (clamp(precision.round(scaled + zero_point), -half, half - 1.0) + ROUND) - ROUND;
                         (code - zero_point) * scale
                     }
                     Codes::F8E4M3 => e4m3_value(e4m3(clamp(scaled, -F8_E4M3_MAX, F8_E4M3_MAX))) * scale,
@@ -158,6 +231,7 @@ fn divide<const FMA: bool>(x: f32, scale: f32, reciprocal: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::quantize::affine;
 
     /// The definition, without a shortcut.
     fn by_definition(codes: Codes, precision: Precision, values: &[f32], (min, max): (f32, f32)) -> usize {
@@ -186,9 +260,12 @@ mod tests {
         let int = |bits, symmetric| Codes::Int { bits, symmetric };
         for codes in [int(2, true), int(4, true), int(4, false), int(8, false), int(3, true), Codes::F8E4M3] {
             for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
-                for (len, size) in [(1, 1.0f32), (17, 1e-3), (128, 1.0), (128, 1e-30), (128, 1e-7), (200, 1e4)] {
-                    let values: Vec<f32> =
-                        (0..len).map(|_| precision.round((uniform() + uniform() + uniform()) * size)).collect();
+                for (len, size) in
+                    [(1, 1.0f32), (17, 1e-3), (128, 1.0), (128, 1e-30), (128, 1e-7), (200, 1e4)]
+                {
+                    let values: Vec<f32> = (0..len)
+                        .map(|_| precision.round((uniform() + uniform() + uniform()) * size))
+                        .collect();
                     let range = crate::kernels::reduce::min_max(&values).unwrap();
                     let expected = by_definition(codes, precision, &values, range);
                     for isa in Isa::all() {

@@ -8,9 +8,9 @@ use super::level::{Isa, multiversion};
 use super::{CHUNK, PARALLEL_MIN};
 use crate::error::NonFinite;
 
-pub(crate) use portable::{INFINITY, all_finite, extremes, largest, unkey};
 #[cfg(test)]
 use portable::key;
+pub(crate) use portable::{INFINITY, all_finite, extremes, largest, unkey};
 
 multiversion! {
     fn first_non_finite_in(values: &[f32]) -> Option<usize> = portable::first_non_finite
@@ -77,8 +77,9 @@ pub fn abs_max(values: &[f32]) -> Result<f32, NonFinite> {
 /// The first NaN or infinity, if there is one.
 pub fn first_non_finite(values: &[f32]) -> Option<NonFinite> {
     let isa = Isa::current();
-    let found =
-        |at: usize, values: &[f32]| first_non_finite_in(isa, values).map(|i| NonFinite { index: at + i, value: values[i] });
+    let found = |at: usize, values: &[f32]| {
+        first_non_finite_in(isa, values).map(|i| NonFinite { index: at + i, value: values[i] })
+    };
     if values.len() < PARALLEL_MIN {
         return found(0, values);
     }
