@@ -11,11 +11,11 @@ pub fn words_for(len: usize, bits: u8) -> usize {
 }
 
 multiversion! {
-    fn pack_in(codes: &[u8], bits: u8, words: &mut [u32]) -> () = portable::pack
+    fn pack_in(codes: &[u8], bits: u8, words: &mut [u32]) = portable::pack
 }
 
 multiversion! {
-    fn unpack_in(words: &[u32], bits: u8, start: usize, out: &mut [u8]) -> () = portable::unpack
+    fn unpack_in(words: &[u32], bits: u8, start: usize, out: &mut [u8]) = portable::unpack
 }
 
 /// Packs unsigned codes (each below `2^bits`) into `words`, whose unused bits become zero.

@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
 use super::level::{Isa, multiversion};
 use super::{PARALLEL_MIN, pack, reduce, room};
 use crate::dtype::Precision;
@@ -36,7 +37,7 @@ const TASK: usize = 1 << 16;
 
 /// What values are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Codes {
+pub(crate) enum Codes {
     /// Integers from `−2^(bits−1)` to `2^(bits−1) − 1`, stored as `code + 2^(bits−1)`.
     Int {
         /// Bits of a code, 2 to 8.
@@ -64,8 +65,8 @@ impl Affine {
         let scaled = precision.round(x / self.scale);
         match codes {
             Codes::F8E4M3 => {
-                let code = portable::e4m3(portable::clamp(scaled, -F8_E4M3_MAX, F8_E4M3_MAX));
-                precision.round(portable::e4m3_value(code) * self.scale)
+                let code = f8_e4m3_from_f32(portable::clamp(scaled, -F8_E4M3_MAX, F8_E4M3_MAX));
+                precision.round(f8_e4m3_to_f32(code) * self.scale)
             }
             Codes::Int { bits, .. } => {
                 let half = (1i32 << (bits - 1)) as f32;
@@ -226,7 +227,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn encode_task(job: Encode<'_>) -> () = portable::encode_task
+    fn encode_task(job: Encode<'_>) = portable::encode_task
 }
 
 /// Rows, and so tasks, that are worth a thread of their own; all rows where that is not worth it.
@@ -407,7 +408,7 @@ fn as_uninit<T: Copy>(slice: &mut [T]) -> &mut [MaybeUninit<T>] {
 }
 
 multiversion! {
-    fn encode_run(codes: Codes, affine: Affine, precision: Precision, values: &[f32], out: &mut [MaybeUninit<u8>]) -> () =
+    fn encode_run(codes: Codes, affine: Affine, precision: Precision, values: &[f32], out: &mut [MaybeUninit<u8>]) =
         portable::encode_each
 }
 
@@ -430,12 +431,12 @@ pub(crate) fn quantize_f8(values: &[f32], scale: f32, precision: Precision, code
 }
 
 multiversion! {
-    fn dequantize_int_run(codes: &[i8], affine: Affine, precision: Precision, out: &mut [f32]) -> () =
+    fn dequantize_int_run(codes: &[i8], affine: Affine, precision: Precision, out: &mut [f32]) =
         portable::dequantize_int
 }
 
 multiversion! {
-    fn dequantize_f8_run(codes: &[u8], scale: f32, precision: Precision, out: &mut [f32]) -> () =
+    fn dequantize_f8_run(codes: &[u8], scale: f32, precision: Precision, out: &mut [f32]) =
         portable::dequantize_f8
 }
 
@@ -458,7 +459,6 @@ pub(crate) fn dequantize_f8(codes: &[u8], scale: f32, precision: Precision, out:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
 
     const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
 

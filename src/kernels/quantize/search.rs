@@ -146,8 +146,7 @@ fn candidates(codes: Codes, precision: Precision, range: (f32, f32), first: usiz
     let mut factors = [1.0; LANES];
     let steps = &FACTORS[first..(first + LANES).min(STEPS)];
     factors[..steps.len()].copy_from_slice(steps);
-    for lane in 0..LANES {
-        let factor = factors[lane];
+    for (lane, factor) in factors.into_iter().enumerate() {
         let (scale, zero_point) = parameters(codes, range.0 * factor, range.1 * factor, precision);
         lanes.scale[lane] = scale;
         lanes.zero_point[lane] = zero_point;
@@ -282,7 +281,7 @@ mod tests {
     }
 
     multiversion! {
-        fn quotients(x: &[f32], scale: &[f32], out: &mut [f32]) -> () = quotients_body
+        fn quotients(x: &[f32], scale: &[f32], out: &mut [f32]) = quotients_body
     }
 
     #[inline(always)]
