@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use crate::dtype::Precision;
 use crate::error::NonFinite;
+use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
 use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
 
@@ -42,9 +43,14 @@ impl Layer<'_> {
     /// # Errors
     /// When that is not so.
     pub fn check(&self) -> Result<(), MethodError> {
-        let [rows, cols] = crate::weight::matrix_shape(self.shape)?;
-        WeightError::check_len("values of the layer", rows * cols, self.values.len())?;
+        self.check_len()?;
         reduce::first_non_finite(self.values).map_or(Ok(()), |found| Err(found.into()))
+    }
+
+    /// [`Layer::check`] for a method that finds out by itself whether all values are finite.
+    pub(crate) fn check_len(&self) -> Result<(), MethodError> {
+        let [rows, cols] = crate::weight::matrix_shape(self.shape)?;
+        Ok(WeightError::check_len("values of the layer", rows * cols, self.values.len())?)
     }
 }
 
@@ -132,4 +138,13 @@ pub enum MethodError {
     /// The parts do not fit together.
     #[error(transparent)]
     Weight(#[from] WeightError),
+}
+
+impl From<QuantizeError> for MethodError {
+    fn from(error: QuantizeError) -> Self {
+        match error {
+            QuantizeError::NonFinite(found) => found.into(),
+            QuantizeError::Range { min, max } => Self::Range { min, max },
+        }
+    }
 }
