@@ -4,6 +4,8 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tersor::kernels::pack::words_for;
+use tersor::kernels::quantize::{IntRows, quantize_f8_rows, quantize_int_rows};
 use tersor::{
     Bits, FloatCast, Granularity, Layer, LayoutKind, Magnitude, Method, NofM, Observer, Precision,
     RoundToNearest, Sparsity,
@@ -58,5 +60,43 @@ fn methods(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, methods);
+/// The kernels alone, into buffers that are there already; and the loop that moves the same bytes and does nothing else.
+fn kernels(c: &mut Criterion) {
+    let values = weights();
+    let mut bytes = vec![0u8; SIDE * SIDE];
+    let mut scales = vec![0.0; SIDE * SIDE / 32];
+    let mut group = c.benchmark_group("kernels 1024x1024 f32");
+    group.throughput(Throughput::Bytes((SIDE * SIDE * 4) as u64)).sample_size(20);
+    group.bench_function("copy one byte in four", |b| {
+        b.iter(|| {
+            for (byte, x) in bytes.iter_mut().zip(black_box(&values)) {
+                *byte = (x.to_bits() >> 24) as u8;
+            }
+        });
+    });
+    for (name, bits, size) in [
+        ("int8 channel", 8, SIDE),
+        ("int8 group 128", 8, 128),
+        ("int4 group 128", 4, 128),
+        ("int3 group 32", 3, 32),
+    ] {
+        let mut words = vec![0; SIDE * words_for(SIDE, bits)];
+        let scales = &mut scales[..SIDE * SIDE / size];
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let out = IntRows { words: &mut words, scales, zero_points: None };
+                quantize_int_rows(black_box(&values), SIDE, size, bits, Precision::F32, out)
+            });
+        });
+    }
+    group.bench_function("f8 channel", |b| {
+        b.iter(|| {
+            let scales = &mut scales[..SIDE];
+            quantize_f8_rows(black_box(&values), SIDE, SIDE, Precision::F32, &mut bytes, scales)
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, methods, kernels);
 criterion_main!(benches);

@@ -1,7 +1,10 @@
 //! What every compression method is given, and what it gives back.
 
+use std::num::NonZeroUsize;
+
 use crate::dtype::Precision;
 use crate::error::NonFinite;
+use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
 use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
 
@@ -40,9 +43,14 @@ impl Layer<'_> {
     /// # Errors
     /// When that is not so.
     pub fn check(&self) -> Result<(), MethodError> {
-        let [rows, cols] = crate::weight::matrix_shape(self.shape)?;
-        WeightError::check_len("values of the layer", rows * cols, self.values.len())?;
+        self.check_len()?;
         reduce::first_non_finite(self.values).map_or(Ok(()), |found| Err(found.into()))
+    }
+
+    /// [`Layer::check`] for a method that finds out by itself whether all values are finite.
+    pub(crate) fn check_len(&self) -> Result<(), MethodError> {
+        let [rows, cols] = crate::weight::matrix_shape(self.shape)?;
+        Ok(WeightError::check_len("values of the layer", rows * cols, self.values.len())?)
     }
 }
 
@@ -75,6 +83,16 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When a value is NaN or infinite, or the method cannot do what its options ask for.
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError>;
+
+    /// How many rows, or a multiple of it, can be compressed apart from the rest of the layer, counted from its first row:
+    /// what becomes of them must depend on nothing else. `None`, unless a method says otherwise, when the layer has to be
+    /// seen as a whole.
+    ///
+    /// A pipeline then need not hold the layer in memory. Of an error in some rows it learns the layer's by compressing
+    /// the layer as a whole.
+    fn row_block(&self) -> Option<NonZeroUsize> {
+        None
+    }
 }
 
 /// Why a method could not compress a layer.
@@ -127,4 +145,13 @@ pub enum MethodError {
     /// The parts do not fit together.
     #[error(transparent)]
     Weight(#[from] WeightError),
+}
+
+impl From<QuantizeError> for MethodError {
+    fn from(error: QuantizeError) -> Self {
+        match error {
+            QuantizeError::NonFinite(found) => found.into(),
+            QuantizeError::Range { min, max } => Self::Range { min, max },
+        }
+    }
 }

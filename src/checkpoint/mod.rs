@@ -15,6 +15,7 @@ mod masks;
 mod mmap;
 mod open;
 mod output;
+mod positioned;
 mod writer;
 
 pub use class::TensorClass;
@@ -23,5 +24,6 @@ pub use error::CheckpointError;
 pub use formats::{StoredTensor, stored_tensors};
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
+pub(crate) use open::{FloatBuffer, FloatSource};
 pub(crate) use output::{MANIFEST, OutputFolder};
 pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

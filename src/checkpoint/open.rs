@@ -1,5 +1,7 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -11,10 +13,10 @@ use super::class::TensorClass;
 use super::companions::Companions;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
 use super::header::{self, TensorEntry, UniqueMap};
-use super::mmap;
+use super::{mmap, positioned};
 use crate::dtype::{DType, FloatType, Precision};
 use crate::file::read_regular;
-use crate::kernels::convert;
+use crate::kernels::{convert, view};
 use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -22,6 +24,7 @@ const SINGLE: &str = "model.safetensors";
 
 struct Shard {
     path: PathBuf,
+    file: File,
     map: Mmap,
     metadata: BTreeMap<String, String>,
 }
@@ -144,7 +147,7 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         let mut order = Vec::new();
         for path in files {
-            let map = mmap::map(&path)?;
+            let (file, map) = mmap::map(&path)?;
             let header = header::parse(&path, &map)?;
             for tensor in header.tensors {
                 order.push(tensor.name.clone());
@@ -155,7 +158,7 @@ impl Checkpoint {
                     return Err(CheckpointError::tensor(&path, &name, reason));
                 }
             }
-            shards.push(Shard { path, map, metadata: header.metadata });
+            shards.push(Shard { path, file, map, metadata: header.metadata });
         }
         if let Some(index) = index {
             check_index(&root.join(INDEX), &index, &shards, &tensors)?;
@@ -222,31 +225,77 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, it is not made of floats, a finite f64 is beyond the largest f32, or the parts of a compressed weight do not fit.
     pub fn dense(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        self.values(name).map(Cow::into_owned)
+    }
+
+    /// The values of a tensor of the model in `f32`, as [`dense`](Self::dense) gives them; those that the file holds as
+    /// `f32` are not copied.
+    pub(crate) fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, CheckpointError> {
         let entry = self.entry(name)?;
-        if let Stored::Plain(dtype) = entry.stored {
+        if let Some(source) = self.floats(entry)? {
             let tensor = self.tensor(name)?;
-            let Some(float) = FloatType::of(dtype) else {
-                let reason = format!("holds {dtype:?}, not floats");
-                return Err(CheckpointError::tensor(tensor.path, name, reason));
-            };
-            // codes of 8 bits beside scales that nothing here understands are not the weight's values
-            let foreign = ["_scale_inv", "_scale"].map(|suffix| format!("{name}{suffix}"));
-            if float.size() == 1
-                && let Some(scale) = foreign.iter().find(|s| self.has_tensor(s))
+            if source.float == FloatType::F32
+                && let Some(values) = view::floats(tensor.bytes)
             {
-                let reason = format!(
-                    "is scaled by `{scale}` in a way that is not supported; start from the original model"
-                );
-                return Err(CheckpointError::tensor(tensor.path, name, reason));
+                return Ok(Cow::Borrowed(values));
             }
-            let mut values = vec![0.0; tensor.bytes.len() / float.size()];
-            convert::widen(float, tensor.bytes, &mut values);
-            if float == FloatType::F64 {
-                check_overflow(tensor, name, &values)?;
+            let mut values = vec![0.0; tensor.bytes.len() / source.float.size()];
+            convert::widen(source.float, tensor.bytes, &mut values);
+            if source.float == FloatType::F64 {
+                check_overflow(tensor.path, name, 0, tensor.bytes, &values)?;
             }
-            return Ok(values);
+            return Ok(Cow::Owned(values));
         }
-        Ok(self.weight(name)?.dequantize().into_raw_vec_and_offset().0)
+        Ok(Cow::Owned(self.weight(name)?.dequantize().into_raw_vec_and_offset().0))
+    }
+
+    /// A plain tensor of the model, to be read in pieces; `None` for a compressed weight.
+    ///
+    /// # Errors
+    /// When it is not made of floats.
+    pub(crate) fn floats<'a>(&'a self, entry: &'a Entry) -> Result<Option<FloatSource<'a>>, CheckpointError> {
+        let Stored::Plain(dtype) = entry.stored else { return Ok(None) };
+        let name = &entry.name;
+        let (shard, tensor) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let shard = &self.shards[*shard];
+        let Some(float) = FloatType::of(dtype) else {
+            let reason = format!("holds {dtype:?}, not floats");
+            return Err(CheckpointError::tensor(&shard.path, name, reason));
+        };
+        // codes of 8 bits beside scales that nothing here understands are not the weight's values
+        let foreign = ["_scale_inv", "_scale"].map(|suffix| format!("{name}{suffix}"));
+        if float.size() == 1
+            && let Some(scale) = foreign.iter().find(|s| self.has_tensor(s))
+        {
+            let reason = format!(
+                "is scaled by `{scale}` in a way that is not supported; start from the original model"
+            );
+            return Err(CheckpointError::tensor(&shard.path, name, reason));
+        }
+        Ok(Some(FloatSource {
+            path: &shard.path,
+            name,
+            file: &shard.file,
+            start: tensor.span.0 as u64,
+            float,
+        }))
+    }
+
+    /// Gives the pages of some bytes of a file's tensor back to the system.
+    pub(crate) fn release(&self, tensor: &str, bytes: Range<usize>) {
+        if let Some((shard, tensor)) = self.tensors.get(tensor) {
+            let start = tensor.span.0;
+            mmap::release(&self.shards[*shard].map, start + bytes.start..start + bytes.end);
+        }
+    }
+
+    /// Gives the pages of a tensor of the model back to the system.
+    pub(crate) fn release_entry(&self, entry: &Entry) {
+        for name in &entry.tensors {
+            if let Some((_, tensor)) = self.tensors.get(name) {
+                self.release(name, 0..tensor.span.1 - tensor.span.0);
+            }
+        }
     }
 
     /// A weight of the model as it is stored. Plain tensors of f64 and f8 become `f32`.
@@ -352,17 +401,77 @@ impl Checkpoint {
     }
 }
 
-/// A finite f64 that became an infinite f32 is no fault of the checkpoint's, and no infinity of its.
-fn check_overflow(tensor: TensorRef<'_>, name: &str, values: &[f32]) -> Result<(), CheckpointError> {
-    let (wide, _) = tensor.bytes.as_chunks::<8>();
+/// A finite f64 that became an infinite f32 is no fault of the checkpoint's, and no infinity of its. `values` are the
+/// elements of the tensor from `first` on, and `bytes` what they were.
+fn check_overflow(
+    path: &Path,
+    name: &str,
+    first: usize,
+    bytes: &[u8],
+    values: &[f32],
+) -> Result<(), CheckpointError> {
+    let (wide, _) = bytes.as_chunks::<8>();
     let overflows = |i: &usize| values[*i].is_infinite() && f64::from_le_bytes(wide[*i]).is_finite();
     let Some(index) = (0..values.len()).find(overflows) else { return Ok(()) };
     let reason = format!(
-        "{:e} at index {index} is beyond {:e}, the largest f32, in which tersor computes; rescale the tensor or ignore it",
+        "{:e} at index {} is beyond {:e}, the largest f32, in which tersor computes; rescale the tensor or ignore it",
         f64::from_le_bytes(wide[index]),
+        first + index,
         f32::MAX
     );
-    Err(CheckpointError::tensor(tensor.path, name, reason))
+    Err(CheckpointError::tensor(path, name, reason))
+}
+
+/// A plain tensor of floats, read in pieces.
+///
+/// Pieces are read into the caller's buffers rather than taken from the map: copying from the system's cache is twice as
+/// fast as having its pages mapped, and they never count as this process's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FloatSource<'a> {
+    path: &'a Path,
+    name: &'a str,
+    file: &'a File,
+    start: u64,
+    float: FloatType,
+}
+
+/// Space to read pieces into, for reuse.
+#[derive(Default)]
+pub(crate) struct FloatBuffer {
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl FloatSource<'_> {
+    /// Reads some elements, row-major.
+    pub(crate) fn read<'b>(
+        &self,
+        elements: Range<usize>,
+        buffer: &'b mut FloatBuffer,
+    ) -> Result<&'b [f32], CheckpointError> {
+        let offset = self.start + (elements.start * self.float.size()) as u64;
+        let error = || CheckpointError::io(self.path, "read");
+        let FloatBuffer { bytes, values } = buffer;
+        values.resize(elements.len(), 0.0);
+        if self.float == FloatType::F32
+            && let Some(bytes) = view::le_bytes_mut(values)
+        {
+            positioned::read_exact_at(self.file, bytes, offset).map_err(error())?;
+        } else {
+            bytes.resize(elements.len() * self.float.size(), 0);
+            positioned::read_exact_at(self.file, bytes, offset).map_err(error())?;
+            convert::widen(self.float, bytes, values);
+            if self.float == FloatType::F64 {
+                check_overflow(self.path, self.name, elements.start, bytes, values)?;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Bytes of the buffers that so many elements are read into.
+    pub(crate) fn buffer_bytes(float: FloatType, elements: usize) -> usize {
+        elements * if float == FloatType::F32 { 4 } else { 4 + float.size() }
+    }
 }
 
 fn embedding_rows(config: Option<&Value>) -> Vec<usize> {

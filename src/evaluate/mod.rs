@@ -7,3 +7,4 @@ mod weight_error;
 pub use classify::{Score, classify, time_per_sample};
 pub use images::{DataError, ImageSet};
 pub use weight_error::WeightErrors;
+pub(crate) use weight_error::piece_rows;

@@ -2,6 +2,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::kernels::CHUNK;
+use crate::kernels::compare::{self, Sums};
 
 /// How far a compressed weight is from the original.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -16,44 +17,23 @@ pub struct WeightErrors {
     pub max_abs: f64,
 }
 
-#[derive(Default, Clone, Copy)]
-struct Sums {
-    original: f64,
-    compressed: f64,
-    product: f64,
-    error: f64,
-    max_abs: f64,
-}
-
 impl WeightErrors {
     /// Compares two weights of the same length. Sums are made in `f64`, in an order that does not depend on threads.
     ///
     /// # Shapes
     /// Both slices have the same length; beyond the shorter one nothing is compared.
     pub fn between(original: &[f32], compressed: &[f32]) -> Self {
-        let pieces: Vec<Sums> = original
+        let len = original.len().min(compressed.len());
+        let pieces: Vec<Sums> = original[..len]
             .par_chunks(CHUNK)
-            .zip(compressed.par_chunks(CHUNK))
-            .map(|(original, compressed)| {
-                let mut sums = Sums::default();
-                for (a, b) in original.iter().zip(compressed) {
-                    let (a, b) = (f64::from(*a), f64::from(*b));
-                    sums.original += a * a;
-                    sums.compressed += b * b;
-                    sums.product += a * b;
-                    sums.error += (a - b) * (a - b);
-                    sums.max_abs = sums.max_abs.max((a - b).abs());
-                }
-                sums
-            })
+            .zip(compressed[..len].par_chunks(CHUNK))
+            .map(|(original, compressed)| compare::sums(original, compressed))
             .collect();
-        let all = pieces.iter().fold(Sums::default(), |a, b| Sums {
-            original: a.original + b.original,
-            compressed: a.compressed + b.compressed,
-            product: a.product + b.product,
-            error: a.error + b.error,
-            max_abs: a.max_abs.max(b.max_abs),
-        });
+        Self::from_sums(pieces.into_iter().fold(Sums::default(), |all, piece| all + piece))
+    }
+
+    /// The figures that follow from the sums over all values.
+    pub(crate) fn from_sums(all: Sums) -> Self {
         let norms = (all.original * all.compressed).sqrt();
         Self {
             relative: if all.error == 0.0 { 0.0 } else { (all.error / all.original).sqrt() },
@@ -70,6 +50,13 @@ impl WeightErrors {
     }
 }
 
+/// Rows of a matrix whose sums are made together when it is compared block by block: the order of additions follows from
+/// the number of columns alone, as long as every block but the last has a multiple of these rows.
+pub(crate) fn piece_rows(cols: usize) -> usize {
+    let rows = (CHUNK / cols.max(1)).max(1);
+    // a power of two: its multiples are mostly those that packed codes ask for
+    1 << rows.ilog2()
+}
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,3 +24,10 @@ pub(crate) fn prefer_large_pages<T>(room: &mut [std::mem::MaybeUninit<T>]) {
     #[cfg(not(target_os = "linux"))]
     let _ = room;
 }
+
+/// An empty vector with room for `len` elements that are about to be written from one end to the other.
+pub(crate) fn room<T>(len: usize) -> Vec<T> {
+    let mut room = Vec::with_capacity(len);
+    prefer_large_pages(room.spare_capacity_mut());
+    room
+}

@@ -6,16 +6,18 @@
 //!
 //! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
+pub(crate) mod compare;
 pub mod convert;
 pub(crate) mod level;
 pub mod mask;
 pub(crate) mod matmul;
 pub(crate) mod memory;
 pub mod norm;
-pub(crate) mod pack;
-pub(crate) mod quantize;
-pub(crate) mod reduce;
+pub mod pack;
+pub mod quantize;
+pub mod reduce;
 pub mod select;
+pub(crate) mod view;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.
 pub(crate) const PARALLEL_MIN: usize = 1 << 15;

@@ -9,6 +9,7 @@ mod error;
 mod global;
 mod plan;
 mod run;
+mod stream;
 mod verify;
 
 pub use error::PipelineError;

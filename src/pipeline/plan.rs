@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::PipelineError;
 use super::config::{described, plan_config};
 use super::global::{Share, shares};
+use super::stream::{self, Stage};
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::Precision;
@@ -107,24 +108,6 @@ impl PlannedTensor<'_> {
         let prune = job.prune.map(ToString::to_string);
         prune.into_iter().chain(job.quantize.map(Method::name)).collect()
     }
-
-    /// Largest number of bytes that working on it takes, apart from the mapped source.
-    fn working_bytes(&self) -> u64 {
-        let n = self.entry.elements() as u64;
-        match &self.action {
-            PlannedAction::Copy => 0,
-            PlannedAction::Rewrite(form) => 2 * form.bytes().total(),
-            // the values, what pruning makes of them, the codes before packing, the mask, the result twice (weight and
-            // stored bytes), the result dequantized for its error, scale and zero point of every tile, and what the method
-            // takes for itself
-            PlannedAction::Compress(job) => {
-                let pruned = if job.prune.is_some() { 4 * n + n } else { 0 };
-                let tiles = job.form.grid().map_or(0, |grid| 8 * grid.len() as u64);
-                let scratch = job.quantize.map_or(0, |method| method.scratch_bytes(&self.entry.shape));
-                4 * n + pruned + 5 * n + tiles + 2 * job.form.bytes().total() + scratch
-            }
-        }
-    }
 }
 
 /// One safetensors file of the output.
@@ -156,6 +139,7 @@ pub struct Plan<'a> {
     /// `config.json`, if the output has one.
     pub(super) config: Option<Value>,
     pub(super) companions: Companions,
+    block_bytes: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -176,7 +160,8 @@ impl<'a> Plan<'a> {
         let files = plan_files(checkpoint, &tensors);
         let config = plan_config(checkpoint, &tensors)?;
         let companions = checkpoint.companions()?;
-        Ok(Self { checkpoint, format, tensors, files, config, companions })
+        let block_bytes = stream::BLOCK_BYTES;
+        Ok(Self { checkpoint, format, tensors, files, config, companions, block_bytes })
     }
 
     /// The output format.
@@ -216,9 +201,37 @@ impl<'a> Plan<'a> {
         self.companions.left_behind.iter().map(PathBuf::as_path)
     }
 
-    /// Most bytes that the run holds at a time, apart from the mapped source: what the largest tensor takes.
+    /// Sets how much of a tensor, in bytes of `f32`, a thread works on at a time; 1 MiB unless set.
+    ///
+    /// Only tensors whose rows can be compressed apart from each other are cut into blocks, and a block has at least as
+    /// many rows as packed codes ask for. What is written and measured does not depend on it.
+    #[must_use]
+    pub fn block_bytes(self, block_bytes: usize) -> Self {
+        Self { block_bytes, ..self }
+    }
+
+    /// Most bytes that the run holds at a time: a block for every thread of the current pool, or the largest tensor that
+    /// must be seen as a whole, and what they become. Tensors that are copied take none.
     pub fn peak_memory(&self) -> u64 {
-        self.tensors.iter().map(PlannedTensor::working_bytes).max().unwrap_or(0)
+        let threads = rayon::current_num_threads();
+        let of_stage = |stage: Stage<'_>| match stage {
+            Stage::Whole(tensor, _) => stream::working_bytes(tensor, tensor.form().map_or(0, Form::rows)),
+            Stage::Blocks(blocks) => {
+                let mut bytes: Vec<u64> = blocks
+                    .iter()
+                    .map(|block| stream::working_bytes(block.tensor, block.rows.len()))
+                    .collect();
+                bytes.sort_unstable_by(|a, b| b.cmp(a));
+                bytes.iter().take(threads).sum()
+            }
+        };
+        let stages = (0..self.files.len()).flat_map(|file| self.stages(file));
+        stages.map(of_stage).max().unwrap_or(0)
+    }
+
+    /// What a run does for a file of the output, in order.
+    pub(super) fn stages(&self, file: usize) -> Vec<Stage<'_>> {
+        stream::stages(self.tensors.iter().filter(|t| t.entry.file == file), self.block_bytes)
     }
 
     /// Weights that only tersor can read, and why, when the output format is `compressed-tensors`.

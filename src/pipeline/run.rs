@@ -1,6 +1,7 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
+use std::ops::{Add, ControlFlow};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -8,11 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
-use crate::checkpoint::{OutputFolder, TensorWriter, formats};
+use super::stream::{Failure, Stage};
+use crate::checkpoint::{OutputFolder, TensorWriter};
 use crate::evaluate::WeightErrors;
-use crate::layer::{Layer, Method};
+use crate::kernels::compare::Sums;
+use crate::kernels::reduce;
+use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::quantize::FloatCast;
-use crate::weight::{CompressedWeight, LayoutKind};
+use crate::weight::LayoutKind;
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
 const SMALL_FILES: u64 = 1 << 16;
@@ -72,10 +76,10 @@ pub struct Run {
 }
 
 impl Plan<'_> {
-    /// Does what is planned, one tensor at a time, and writes the output folder.
+    /// Does what is planned, a block of rows per thread or one tensor at a time, and writes the output folder.
     ///
     /// The folder appears under its name only when everything in it has reached the disk. `progress` is told of every
-    /// tensor and can stop the run.
+    /// tensor, and of every block of a large one, in order, and can stop the run.
     ///
     /// # Errors
     /// When `output` exists or lies in the source, the disk refuses or has too little room, a weight is not finite, or a
@@ -94,16 +98,41 @@ impl Plan<'_> {
         let total = self.tensors().iter().map(|t| t.entry.bytes).sum();
         let mut done = 0;
         let mut layers = Vec::new();
+        let mut next = |tensor: Option<&str>, done: u64| match progress(Progress { tensor, done, total }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(PipelineError::Stopped),
+        };
         for (number, file) in self.files.iter().enumerate() {
-            let of_file = || self.tensors().iter().filter(move |t| t.entry.file == number);
-            let specs = of_file().flat_map(|t| t.specs.iter().cloned()).collect();
-            let mut writer = TensorWriter::create(&folder.path().join(&file.name), specs, &file.metadata)?;
-            for tensor in of_file() {
-                if progress(Progress { tensor: Some(tensor.name()), done, total }).is_break() {
-                    return Err(PipelineError::Stopped);
+            let of_file = self.tensors().iter().filter(|t| t.entry.file == number);
+            let specs = of_file.flat_map(|t| t.specs.iter().cloned()).collect();
+            let writer = TensorWriter::create(&folder.path().join(&file.name), specs, &file.metadata)?;
+            for stage in self.stages(number) {
+                match stage {
+                    Stage::Whole(tensor, slot) => {
+                        next(Some(tensor.name()), done)?;
+                        if let Some(written) = self.write_whole(tensor, slot, &writer)? {
+                            let sums = written.pieces.into_iter().fold(Sums::default(), Sums::add);
+                            layers.extend(layer_report(tensor, sums, written.clamped));
+                        }
+                        done += tensor.entry.bytes;
+                    }
+                    Stage::Blocks(blocks) => {
+                        let (mut sums, mut clamped) = (Sums::default(), 0);
+                        self.stream(&blocks, &writer, |number, written| {
+                            if let Some(written) = written {
+                                let before = &blocks[number - 1];
+                                done += before.bytes;
+                                sums = written.pieces.into_iter().fold(sums, Sums::add);
+                                clamped += written.clamped;
+                                if before.last {
+                                    layers.extend(layer_report(before.tensor, sums, clamped));
+                                    (sums, clamped) = (Sums::default(), 0);
+                                }
+                            }
+                            blocks.get(number).map_or(Ok(()), |block| next(Some(block.tensor.name()), done))
+                        })?;
+                    }
                 }
-                layers.extend(self.write_tensor(tensor, &mut writer)?);
-                done += tensor.entry.bytes;
             }
             writer.finish()?;
         }
@@ -124,9 +153,7 @@ impl Plan<'_> {
             "layers": layers,
         });
         folder.write(Path::new(crate::checkpoint::MANIFEST), &pretty(&manifest))?;
-        if progress(Progress { tensor: None, done, total }).is_break() {
-            return Err(PipelineError::Stopped);
-        }
+        next(None, done)?;
         Ok(Run {
             output: folder.finish()?,
             bytes_before: self.bytes_before(),
@@ -136,67 +163,40 @@ impl Plan<'_> {
         })
     }
 
-    fn write_tensor(
-        &self,
-        tensor: &PlannedTensor<'_>,
-        writer: &mut TensorWriter,
-    ) -> Result<Option<LayerReport>, PipelineError> {
-        let write = |writer: &mut TensorWriter, weight: &CompressedWeight| {
-            let data = formats::encode(weight);
-            tensor.specs.iter().zip(data).try_for_each(|(spec, bytes)| writer.write(&spec.name, &bytes))
-        };
-        match &tensor.action {
-            PlannedAction::Copy => {
-                writer.write(tensor.name(), self.checkpoint.tensor(tensor.name())?.bytes)?;
-                Ok(None)
-            }
-            PlannedAction::Rewrite(_) => {
-                write(writer, &self.checkpoint.weight(tensor.name())?)?;
-                Ok(None)
-            }
-            PlannedAction::Compress(job) => {
-                let values = self.checkpoint.dense(tensor.name())?;
-                let (weight, clamped) = self.compress(tensor, job, &values)?;
-                write(writer, &weight)?;
-                let compressed = weight.dequantize();
-                let kept = weight.mask().map_or(1.0, |m| 1.0 - m.sparsity());
-                Ok(Some(LayerReport {
-                    name: tensor.name().to_owned(),
-                    shape: tensor.entry.shape.clone(),
-                    methods: tensor.methods(),
-                    before: tensor.entry.describe(),
-                    after: weight.form().to_string(),
-                    bytes_before: tensor.entry.bytes,
-                    bytes_after: tensor.bytes(),
-                    pruned: !matches!(job.mask, MaskPlan::KeepAll),
-                    sparsity: 1.0 - kept,
-                    clamped,
-                    errors: WeightErrors::between(&values, compressed.as_slice().unwrap_or_default()),
-                }))
-            }
-        }
-    }
-
-    fn compress(
+    /// Compresses a tensor that is held as a whole; gives its values too.
+    pub(super) fn compress_whole(
         &self,
         tensor: &PlannedTensor<'_>,
         job: &Job<'_>,
-        values: &[f32],
-    ) -> Result<(CompressedWeight, u64), PipelineError> {
+    ) -> Result<(Cow<'_, [f32]>, Compressed), PipelineError> {
         let error = || PipelineError::method(self.source(), tensor.name());
-        let shape = &tensor.entry.shape;
+        let values = self.checkpoint.values(tensor.name())?;
+        reduce::first_non_finite(&values).map_or(Ok(()), |found| Err(error()(found.into())))?;
+        let compressed = self.compress(tensor, job, &tensor.entry.shape, &values).map_err(|e| match e {
+            Failure::Run(error) => error,
+            Failure::Method(e) => error()(e),
+        })?;
+        Ok((values, compressed))
+    }
+
+    /// Compresses a tensor, or some rows of it, which have `shape`.
+    pub(super) fn compress(
+        &self,
+        tensor: &PlannedTensor<'_>,
+        job: &Job<'_>,
+        shape: &[usize],
+        values: &[f32],
+    ) -> Result<Compressed, Failure> {
         let layer = Layer { shape, values, mask: None, precision: job.precision, layout: LayoutKind::Dense };
-        layer.check().map_err(error())?;
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
-            MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask().map(Ok),
-            MaskPlan::Magnitude(magnitude) => Some(magnitude.mask(&layer)),
-            MaskPlan::Structured(structured) => Some(structured.mask(&layer)),
+            MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask(),
+            MaskPlan::Magnitude(magnitude) => Some(magnitude.mask(&layer)?),
+            MaskPlan::Structured(structured) => Some(structured.mask(&layer)?),
             MaskPlan::Threshold(mut threshold) => {
-                Some(threshold.next_mask(layer.rows(), layer.cols(), values))
+                Some(threshold.next_mask(layer.rows(), layer.cols(), values)?)
             }
         };
-        let mask = mask.transpose().map_err(error())?;
         let layout = job.form.layout();
         let layer = Layer { layout, mask: None, ..layer };
         let pruned;
@@ -204,7 +204,7 @@ impl Plan<'_> {
             None => layer,
             Some(mask) => {
                 let mut kept = values.to_vec();
-                mask.apply(&mut kept).map_err(|e| error()(e.into()))?;
+                mask.apply(&mut kept).map_err(MethodError::from)?;
                 pruned = kept;
                 Layer { values: &pruned, mask: Some(mask), ..layer }
             }
@@ -214,8 +214,7 @@ impl Plan<'_> {
             // only pruned: the kept values stay as they are
             None => FloatCast::to(job.precision).compress(&layer),
         };
-        let compressed = compressed.map_err(error())?;
-        Ok((compressed.weight, compressed.clamped))
+        Ok(compressed?)
     }
 
     /// The index of a sharded output.
@@ -231,6 +230,29 @@ impl Plan<'_> {
             map.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
         json!({"metadata": {"total_size": total}, "weight_map": map})
     }
+}
+
+/// What is reported of a tensor that was compressed; `None` of one that was not.
+fn layer_report(tensor: &PlannedTensor<'_>, sums: Sums, clamped: u64) -> Option<LayerReport> {
+    let PlannedAction::Compress(job) = &tensor.action else { return None };
+    let elements = tensor.entry.elements();
+    let sparsity = match job.form.layout() {
+        LayoutKind::Dense => 0.0,
+        _ => (elements - job.form.kept()) as f64 / elements.max(1) as f64,
+    };
+    Some(LayerReport {
+        name: tensor.name().to_owned(),
+        shape: tensor.entry.shape.clone(),
+        methods: tensor.methods(),
+        before: tensor.entry.describe(),
+        after: job.form.to_string(),
+        bytes_before: tensor.entry.bytes,
+        bytes_after: tensor.bytes(),
+        pruned: !matches!(job.mask, MaskPlan::KeepAll),
+        sparsity,
+        clamped,
+        errors: WeightErrors::from_sums(sums),
+    })
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

@@ -1,21 +1,13 @@
 use super::observer::Range;
 use super::round::CodeType;
 use crate::dtype::Precision;
-use crate::kernels::convert::{f8_e4m3_from_f32, f8_e4m3_to_f32};
-use crate::kernels::quantize::quantize_one;
+use crate::kernels::quantize;
 use crate::layer::MethodError;
+
+pub use crate::kernels::quantize::Affine;
 
 /// Largest e4m3 value.
 pub(crate) const F8_E4M3_MAX: f32 = 448.0;
-
-/// Scale and zero point of one tile: `value = (code − zero_point) · scale`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Affine {
-    /// Step between neighbouring codes; positive.
-    pub scale: f32,
-    /// The code of 0.
-    pub zero_point: i8,
-}
 
 impl Affine {
     /// The parameters that spread the codes over a range, which is widened to include 0.
@@ -27,47 +19,13 @@ impl Affine {
     /// # Errors
     /// When the width of the range overflows the precision.
     pub fn from_range(range: Range, codes: CodeType, precision: Precision) -> Result<Self, MethodError> {
-        let (min, max) = (range.min.min(0.0), range.max.max(0.0));
-        let round = |x| precision.round(x);
-        let (mut scale, zero_point) = match codes {
-            CodeType::F8E4M3 => (round(max.max(-min) / F8_E4M3_MAX), 0),
-            CodeType::Int { bits, symmetric: true } => {
-                let (low, high) = bits.range();
-                (round(max.max(-min) / ((high - low) as f32 / 2.0)), 0)
-            }
-            CodeType::Int { bits, symmetric: false } => {
-                let (low, high) = bits.range();
-                let (low, high) = (low as f32, high as f32);
-                let scale = round(round(max - min) / (high - low));
-                // All values zero: 0/0 would be NaN, and any zero point is right.
-                let shift = if min == 0.0 { 0.0 } else { round(min / scale) };
-                let zero_point = if scale == 0.0 && min == 0.0 { 0.0 } else { round(low - shift) };
-                (scale, zero_point.clamp(low, high).round_ties_even() as i8)
-            }
-        };
-        if !scale.is_finite() {
-            return Err(MethodError::Range { min: range.min, max: range.max });
-        }
-        if scale == 0.0 {
-            scale = precision.epsilon();
-        }
-        Ok(Self { scale, zero_point })
+        quantize::affine(codes.kernel(), range.min, range.max, precision)
+            .ok_or(MethodError::Range { min: range.min, max: range.max })
     }
 
     /// A value after quantizing and dequantizing.
     pub fn fake_quantize(self, x: f32, codes: CodeType, precision: Precision) -> f32 {
-        match codes {
-            CodeType::F8E4M3 => {
-                let scaled = precision.round(x / self.scale).clamp(-F8_E4M3_MAX, F8_E4M3_MAX);
-                precision.round(f8_e4m3_to_f32(f8_e4m3_from_f32(scaled)) * self.scale)
-            }
-            CodeType::Int { bits, .. } => {
-                let (low, high) = bits.range();
-                let zero_point = f32::from(self.zero_point);
-                let code = quantize_one(x, self.scale, zero_point, low as f32, high as f32, precision);
-                precision.round((f32::from(code) - zero_point) * self.scale)
-            }
-        }
+        self.fake_quantize_as(x, codes.kernel(), precision)
     }
 }
 

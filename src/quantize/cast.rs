@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use crate::dtype::Precision;
 use crate::kernels::convert;
 use crate::kernels::level::Isa;
@@ -43,6 +45,10 @@ impl Method for FloatCast {
 
     fn coding(&self, _before: Coding) -> Coding {
         Coding::Float(self.precision)
+    }
+
+    fn row_block(&self) -> Option<NonZeroUsize> {
+        Some(NonZeroUsize::MIN)
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

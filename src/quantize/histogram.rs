@@ -52,13 +52,10 @@ impl Histogram {
     /// # Errors
     /// When one is NaN or infinite; then none is added.
     pub fn observe(&mut self, values: &[f32]) -> Result<(), NonFinite> {
-        if let Some(found) = reduce::first_non_finite(values) {
-            return Err(found);
-        }
         if values.is_empty() {
             return Ok(());
         }
-        let (min, max) = reduce::min_max(values);
+        let (min, max) = reduce::min_max(values)?;
         if self.count == 0 {
             (self.min, self.max) = (min, max);
         }

@@ -2,6 +2,8 @@ use super::affine::Affine;
 use super::histogram::Histogram;
 use super::round::CodeType;
 use crate::dtype::Precision;
+use crate::kernels::level::Isa;
+use crate::kernels::quantize::search;
 use crate::kernels::reduce;
 use crate::layer::MethodError;
 
@@ -32,9 +34,13 @@ pub enum Observer {
     Entropy,
 }
 
-/// Shrink factors that [`Observer::Mse`] tries, and the smallest of them.
-const MSE_STEPS: usize = 100;
-const MSE_SMALLEST: f32 = 0.2;
+impl Range {
+    /// The range that step `step` of [`Observer::Mse`] tries.
+    fn shrunk(self, step: usize) -> Self {
+        let factor = search::FACTORS[step];
+        Self { min: self.min * factor, max: self.max * factor }
+    }
+}
 
 impl Observer {
     /// Checks the options.
@@ -55,13 +61,13 @@ impl Observer {
         matches!(self, Self::Percentile(_))
     }
 
-    /// The range of some finite values.
+    /// The range of some values.
     ///
     /// # Errors
-    /// When an option is outside its range, or the range overflows the precision.
+    /// When a value is NaN or infinite, an option is outside its range, or the range overflows the precision.
     pub fn range(self, values: &[f32], codes: CodeType, precision: Precision) -> Result<Range, MethodError> {
         self.check()?;
-        let (min, max) = reduce::min_max(values);
+        let (min, max) = reduce::min_max(values)?;
         let full = Range { min, max };
         match self {
             Self::MinMax => Ok(full),
@@ -74,13 +80,12 @@ impl Observer {
                 sorted.sort_unstable_by(f32::total_cmp);
                 Ok(Range { min: quantile(&sorted, 1.0 - p / 100.0), max: quantile(&sorted, p / 100.0) })
             }
-            Self::Mse => least_error(full, |range| {
-                let affine = Affine::from_range(range, codes, precision)?;
-                Ok(values
-                    .iter()
-                    .map(|x| f64::from(affine.fake_quantize(*x, codes, precision) - x).powi(2))
-                    .sum())
-            }),
+            Self::Mse => {
+                // no narrower range overflows if this one does not
+                Affine::from_range(full, codes, precision)?;
+                let step = search::least_error(Isa::current(), codes.kernel(), precision, values, (min, max));
+                Ok(full.shrunk(step))
+            }
             Self::Entropy => {
                 let mut histogram = Histogram::new();
                 histogram.observe(values)?;
@@ -96,9 +101,8 @@ pub(super) fn least_error(
     error_of: impl Fn(Range) -> Result<f64, MethodError>,
 ) -> Result<Range, MethodError> {
     let mut best = (error_of(full)?, full);
-    for step in 1..MSE_STEPS {
-        let factor = 1.0 - (1.0 - MSE_SMALLEST) * step as f32 / (MSE_STEPS - 1) as f32;
-        let range = Range { min: full.min * factor, max: full.max * factor };
+    for step in 1..search::STEPS {
+        let range = full.shrunk(step);
         let error = error_of(range)?;
         if error < best.0 {
             best = (error, range);

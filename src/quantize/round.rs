@@ -1,11 +1,17 @@
+use std::num::NonZeroUsize;
+
 use rayon::prelude::*;
 
 use super::affine::{Affine, F8_E4M3_MAX};
 use super::observer::{Observer, Range};
 use crate::dtype::Precision;
-use crate::kernels::{quantize, reduce};
+use crate::kernels::quantize::{self, Codes, Scheme, Stored};
+use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, Method, MethodError};
-use crate::weight::{Bits, Coding, CompressedWeight, DenseValues, Granularity, ScaleGrid, Scales};
+use crate::weight::{
+    Bits, Coding, CompressedWeight, DenseValues, Granularity, Layout, LayoutKind, PackedCodes, ScaleGrid,
+    Scales, Values, WeightError,
+};
 
 /// The codes that values are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,6 +28,14 @@ pub enum CodeType {
 }
 
 impl CodeType {
+    /// What the kernels call it.
+    pub(crate) fn kernel(self) -> Codes {
+        match self {
+            Self::Int { bits, symmetric } => Codes::Int { bits: bits.get(), symmetric },
+            Self::F8E4M3 => Codes::F8E4M3,
+        }
+    }
+
     /// Distinct magnitudes that codes can express, about: what an entropy search merges its bins into.
     pub(crate) fn magnitude_levels(self) -> usize {
         match self {
@@ -165,23 +179,96 @@ impl Method for RoundToNearest {
         at_once as u64 * tile as u64 * copies
     }
 
+    fn row_block(&self) -> Option<NonZeroUsize> {
+        match self.granularity {
+            Granularity::Tensor => None,
+            Granularity::Channel | Granularity::Group(_) => Some(NonZeroUsize::MIN),
+            Granularity::Block(rows, _) => Some(rows),
+        }
+    }
+
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        layer.check()?;
+        layer.check_len()?;
+        self.observer.check()?;
+        if let Some(mask) = layer.mask
+            && (mask.rows(), mask.cols()) != (layer.rows(), layer.cols())
+        {
+            let (mask, weight) = ([mask.rows(), mask.cols()], [layer.rows(), layer.cols()]);
+            return Err(WeightError::MaskShape { mask, weight }.into());
+        }
+        let weight = if layer.layout == LayoutKind::Dense && !layer.values.is_empty() {
+            self.compress_dense(layer)?
+        } else {
+            reduce::first_non_finite(layer.values).map_or(Ok(()), Err)?;
+            self.compress_any(layer)?
+        };
+        // Rounding up the scale, or the code, can push the largest value past the precision's. No code lies further from
+        // its zero point than 448 (integers: 255).
+        let scales = weight.scales().map_or(&[][..], Scales::scales);
+        if scales.iter().any(|scale| !layer.precision.round(scale * F8_E4M3_MAX).is_finite())
+            && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
+        {
+            let (min, max) = reduce::min_max(layer.values)?;
+            return Err(MethodError::Range { min, max });
+        }
+        Ok(Compressed { weight, clamped: 0 })
+    }
+}
+
+impl RoundToNearest {
+    /// Whether the range of a tile is what the one-pass kernels take.
+    fn is_plain_range(&self) -> bool {
+        match self.observer {
+            Observer::MinMax => true,
+            // symmetric codes span the largest magnitude anyway
+            Observer::AbsMax => !matches!(self.codes, CodeType::Int { symmetric: false, .. }),
+            _ => false,
+        }
+    }
+
+    /// A dense weight: codes are packed as they are made.
+    fn compress_dense(&self, layer: &Layer<'_>) -> Result<CompressedWeight, MethodError> {
+        let (rows, cols, precision) = (layer.rows(), layer.cols(), layer.precision);
+        let grid = self.granularity.grid(rows, cols);
+        let group = grid.block_cols.min(cols);
+        let scheme = Scheme { codes: self.codes.kernel(), precision, cols, group };
+        let (stored, scales, zero_points) =
+            if grid.block_rows == 1 && layer.mask.is_none() && self.is_plain_range() {
+                quantize::quantize_to_vecs(scheme, layer.values)?
+            } else {
+                if grid.len() > 1 || layer.mask.is_some() {
+                    // the range of a part would name an index within it
+                    reduce::first_non_finite(layer.values).map_or(Ok(()), Err)?;
+                }
+                let tiles = self.affine_of_tiles(layer, grid)?;
+                let stored = quantize::encode_to_vec(scheme, layer.values, grid.block_rows, &tiles);
+                let (scales, zero_points) = self.scales_of(&tiles);
+                (stored, scales, zero_points)
+            };
+        let scales = Scales::new(self.granularity, precision, scales, zero_points)?;
+        let values = match (stored, self.codes) {
+            (Stored::Words(words), CodeType::Int { bits, .. }) => {
+                let codes = PackedCodes::from_words("words of codes", bits.get(), rows, cols, words)?;
+                Values::Int { bits, codes, scales }
+            }
+            (Stored::Words(_), CodeType::F8E4M3) => unreachable!("e4m3 codes are bytes"),
+            (Stored::Bytes(codes), _) => Values::F8 { codes, scales },
+        };
+        Ok(CompressedWeight::from_parts(layer.shape, Layout::Dense, values)?)
+    }
+
+    /// A weight in any layout, by way of codes for all positions.
+    fn compress_any(&self, layer: &Layer<'_>) -> Result<CompressedWeight, MethodError> {
         let (rows, cols, precision) = (layer.rows(), layer.cols(), layer.precision);
         let grid = self.granularity.grid(rows, cols);
         let tiles = self.affine_of_tiles(layer, grid)?;
-        let zero_points = match self.codes {
-            CodeType::Int { symmetric: false, .. } => Some(tiles.iter().map(|a| a.zero_point).collect()),
-            _ => None,
-        };
-        let scales =
-            Scales::new(self.granularity, precision, tiles.iter().map(|a| a.scale).collect(), zero_points)?;
+        let (scales, zero_points) = self.scales_of(&tiles);
+        let scales = Scales::new(self.granularity, precision, scales, zero_points)?;
         let encode = |values| CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values);
-        let weight = match self.codes {
+        Ok(match self.codes {
             CodeType::Int { bits, .. } => {
                 let codes = per_run(layer, grid, |values, tile, codes: &mut [i8]| {
-                    let Affine { scale, zero_point } = tiles[tile];
-                    quantize::quantize_int(values, scale, zero_point, bits.get(), precision, codes);
+                    quantize::quantize_int(values, tiles[tile], bits.get(), precision, codes);
                 });
                 encode(DenseValues::Int(bits, &codes, &scales))?
             }
@@ -191,16 +278,15 @@ impl Method for RoundToNearest {
                 });
                 encode(DenseValues::F8E4M3(&codes, &scales))?
             }
+        })
+    }
+
+    fn scales_of(&self, tiles: &[Affine]) -> (Vec<f32>, Option<Vec<i8>>) {
+        let zero_points = match self.codes {
+            CodeType::Int { symmetric: false, .. } => Some(tiles.iter().map(|a| a.zero_point).collect()),
+            _ => None,
         };
-        // Rounding up the scale, or the code, can push the largest value past the precision's. No code lies further from
-        // its zero point than 448 (integers: 255).
-        if tiles.iter().any(|a| !precision.round(a.scale * F8_E4M3_MAX).is_finite())
-            && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
-        {
-            let (min, max) = reduce::min_max(layer.values);
-            return Err(MethodError::Range { min, max });
-        }
-        Ok(Compressed { weight, clamped: 0 })
+        (tiles.iter().map(|a| a.scale).collect(), zero_points)
     }
 }
 

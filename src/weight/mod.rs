@@ -292,7 +292,7 @@ impl CompressedWeight {
     ///
     /// # Shapes
     /// `out` is `[range.len(), cols]`.
-    fn decode_rows(&self, range: Range<usize>, out: &mut [f32]) {
+    pub(crate) fn decode_rows(&self, range: Range<usize>, out: &mut [f32]) {
         let cols = self.cols();
         if cols == 0 {
             return;

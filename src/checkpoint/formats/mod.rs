@@ -6,6 +6,7 @@
 pub(crate) mod compressed_tensors;
 pub(crate) mod tersor;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
@@ -13,6 +14,7 @@ use half::{bf16, f16};
 use self::compressed_tensors::QuantizationConfig;
 use super::{Checkpoint, CheckpointError, TensorRef, TensorSpec};
 use crate::dtype::{DType, FloatType, Precision};
+use crate::kernels::view::le_bytes;
 use crate::kernels::{convert, pack};
 use crate::weight::{
     Bits, Coding, CompressedWeight, Form, Granularity, Layout, LayoutKind, Mask, PackedCodes, Scales, Values,
@@ -167,50 +169,125 @@ pub struct StoredTensor {
 pub fn stored_tensors(name: &str, weight: &CompressedWeight) -> Vec<StoredTensor> {
     specs(name, weight.form())
         .into_iter()
-        .zip(encode(weight))
-        .map(|(TensorSpec { name, dtype, shape }, bytes)| StoredTensor { name, dtype, shape, bytes })
+        .zip(data(weight))
+        .map(|(TensorSpec { name, dtype, shape }, bytes)| StoredTensor {
+            name,
+            dtype,
+            shape,
+            bytes: bytes.into_owned(),
+        })
         .collect()
 }
 
-/// The data of the tensors that [`specs`] names, in the same order.
-pub(crate) fn encode(weight: &CompressedWeight) -> Vec<Vec<u8>> {
+/// The data of the tensors that [`specs`] names, in the same order, and where it begins in each: at 0.
+pub(crate) fn encode(weight: &CompressedWeight) -> Vec<(u64, Cow<'_, [u8]>)> {
+    data(weight).into_iter().map(|bytes| (0, bytes)).collect()
+}
+
+fn data(weight: &CompressedWeight) -> Vec<Cow<'_, [u8]>> {
     let form = weight.form();
     let mut data = vec![match weight.values() {
-        Values::F32(v) => floats(Precision::F32, v),
-        Values::F16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Values::Bf16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Values::F8 { codes, .. } => codes.clone(),
-        Values::Int { codes, .. } => words(codes.words()),
+        Values::F32(v) => le_bytes(v),
+        Values::F16(v) => le_bytes(v),
+        Values::Bf16(v) => le_bytes(v),
+        Values::F8 { codes, .. } => codes.into(),
+        Values::Int { codes, .. } => le_bytes(codes.words()),
     }];
     match weight.layout() {
         Layout::Dense => {}
-        Layout::Bitmask { mask, .. } => data.push(mask.as_bytes().to_vec()),
-        Layout::NofM { positions, .. } => data.push(words(positions.words())),
+        Layout::Bitmask { mask, .. } => data.push(mask.as_bytes().into()),
+        Layout::NofM { positions, .. } => data.push(le_bytes(positions.words())),
         Layout::CompressedRows { offsets, columns } => {
-            data.push(offsets.iter().flat_map(|o| o.to_le_bytes()).collect());
+            data.push(le_bytes(offsets));
             data.push(if column_size(form.cols()) == 2 {
-                columns.iter().flat_map(|c| (*c as u16).to_le_bytes()).collect()
+                Cow::Owned(columns.iter().flat_map(|c| (*c as u16).to_le_bytes()).collect())
             } else {
-                words(columns)
+                le_bytes(columns)
             });
         }
     }
     if let (Some(scales), Some(grid)) = (weight.scales(), form.grid()) {
-        data.push(floats(precision_of(form.coding()), scales.scales()));
+        let mut bytes = Vec::new();
+        convert::narrow(precision_of(form.coding()), scales.scales(), &mut bytes);
+        data.push(bytes.into());
         if let (Some(zero_points), Coding::Int { bits, granularity, .. }) =
             (scales.zero_points(), form.coding())
         {
             data.push(if zero_points_are_packed(granularity) {
-                words(&pack_columns(zero_points, grid.rows, grid.cols, bits))
+                Cow::Owned(le_bytes(&pack_columns(zero_points, grid.rows, grid.cols, bits)).into_owned())
             } else {
                 zero_points.iter().map(|z| *z as u8).collect()
             });
         }
     }
     if form.layout() != LayoutKind::Dense || matches!(form.coding(), Coding::Int { .. }) {
-        data.push(form.shape().iter().flat_map(|d| (*d as i64).to_le_bytes()).collect());
+        data.push(shape_bytes(form));
     }
     data
+}
+
+fn shape_bytes(form: &Form) -> Cow<'static, [u8]> {
+    form.shape().iter().flat_map(|d| (*d as i64).to_le_bytes()).collect()
+}
+
+/// Rows that some of a weight's rows must be a multiple of, so that the data of every tensor is that of the rows alone;
+/// `None` when the rows' data depends on the rows before.
+pub(crate) fn row_unit(form: &Form) -> Option<usize> {
+    // so many of whatever is packed into words fill whole words
+    const WORD: usize = 32;
+    let unit = match form.layout() {
+        LayoutKind::Dense => match form.coding() {
+            Coding::Int { symmetric: false, granularity, .. } if zero_points_are_packed(granularity) => WORD,
+            _ => 1,
+        },
+        LayoutKind::NofM(_) => WORD,
+        LayoutKind::Bitmask | LayoutKind::CompressedRows => return None,
+    };
+    match form.coding().granularity() {
+        None | Some(Granularity::Channel | Granularity::Group(_)) => Some(unit),
+        Some(Granularity::Block(rows, _)) => Some(lcm(unit, rows.get())),
+        Some(Granularity::Tensor) => None,
+    }
+}
+
+/// The data of some rows of a weight of form `whole`, beginning at row `first`: for every tensor that [`specs`] names
+/// the bytes and where they begin. The rows must be a multiple of [`row_unit`], unless they are the last.
+pub(crate) fn encode_rows<'w>(
+    rows: &'w CompressedWeight,
+    whole: &Form,
+    first: usize,
+) -> Result<Vec<(u64, Cow<'w, [u8]>)>, WeightError> {
+    if first == 0 && rows.form() == whole {
+        return Ok(encode(rows));
+    }
+    let form = rows.form();
+    let mut shape = form.shape().to_vec();
+    if let Some(rows) = shape.first_mut() {
+        *rows = first;
+    }
+    let kept = match form.layout() {
+        LayoutKind::NofM(pattern) => first * pattern.kept_per_row(form.cols()),
+        _ => first * form.cols(),
+    };
+    // the data of the rows before ends where that of these begins
+    let before = Form::new(&shape, form.layout(), form.coding(), kept)?;
+    let starts = specs("", &before).into_iter().map(|s| s.bytes());
+    let mut data: Vec<_> = starts.zip(data(rows)).collect();
+    if (form.layout() != LayoutKind::Dense || matches!(form.coding(), Coding::Int { .. }))
+        && let Some(stored) = data.last_mut()
+    {
+        *stored = (0, if first == 0 { shape_bytes(whole) } else { Cow::Borrowed(&[]) });
+    }
+    Ok(data)
+}
+
+/// The least common multiple; the largest number there is when it would be larger.
+pub(crate) fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x.max(1)).saturating_mul(b)
 }
 
 /// Packs a matrix of codes along its columns: the words of one column stand in that column.
@@ -243,16 +320,6 @@ fn unpack_columns(packed: &[u32], rows: usize, cols: usize, bits: Bits) -> Vec<i
         }
     }
     codes
-}
-
-fn floats(precision: Precision, values: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    convert::narrow(precision, values, &mut bytes);
-    bytes
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
 /// Reads the tensors of a weight whose form is known. Everything in them is checked.

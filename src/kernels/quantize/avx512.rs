@@ -1,0 +1,101 @@
+//! The search's inner loop: left to itself, the compiler works on half registers.
+
+use std::arch::x86_64::{
+    _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_castps512_ps256,
+    _mm512_cmp_pd_mask, _mm512_cvtps_pd, _mm512_extractf32x8_ps, _mm512_fmadd_pd, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
+    _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_sub_ps,
+};
+
+use super::search::{CHECK, Candidates, LANES};
+use crate::kernels::level::Avx512;
+
+/// Integer codes in `f32`: what [`super::search`]'s portable `errors` computes, with all candidates in one register.
+pub(super) fn int_errors(
+    _: Avx512,
+    bits: u8,
+    symmetric: bool,
+    values: &[f32],
+    lanes: &Candidates,
+    least: f64,
+) -> [f64; LANES] {
+    let half = (1i32 << (bits - 1)) as f32;
+    // SAFETY: the token is the proof that the processor has AVX-512 F and DQ.
+    unsafe {
+        match (symmetric, lanes.scale.iter().any(|scale| is_awkward(*scale))) {
+            (true, false) => errors::<true, true>(half, values, lanes, least),
+            (true, true) => errors::<true, false>(half, values, lanes, least),
+            (false, _) => errors::<false, false>(half, values, lanes, least),
+        }
+    }
+}
+
+/// Whether the short division may lead to another code under this scale.
+///
+/// It multiplies by a reciprocal of two parts, whose relative error, with that of the product, is below 2^-46. It rounds to
+/// another float than division only where `x / scale` is that close to the middle `m` between two floats; and the code is
+/// another one only where one of these floats is a tie, `k + 1/2`, with at most 8 bits in `2k + 1`. As integers, `m` is then
+/// `(2k + 1)·2^t ± 1` of 25 bits with `t ≥ 17`, and `|X·2^j − m·S| ≤ 2^(25 + 24 − 46) = 8` for the mantissas `X` and `S`
+/// with `j ≥ 23`. Modulo 2^14 that leaves `±S`, so that `S` is within 8 of a multiple of 2^14.
+#[inline]
+fn is_awkward(scale: f32) -> bool {
+    (scale.to_bits() + 8) & 0x3fff <= 16
+}
+
+/// `SHORT`: with a division of two steps, for scales that are not awkward and without zero points.
+#[target_feature(enable = "avx512f,avx512dq")]
+fn errors<const SYMMETRIC: bool, const SHORT: bool>(
+    half: f32,
+    values: &[f32],
+    lanes: &Candidates,
+    least: f64,
+) -> [f64; LANES] {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    // SAFETY: each array has as many elements as a register.
+    let (scale, reciprocal, zero_point) = unsafe {
+        (
+            _mm512_loadu_ps(lanes.scale.as_ptr()),
+            _mm512_loadu_ps(lanes.reciprocal.as_ptr()),
+            _mm512_loadu_ps(lanes.zero_point.as_ptr()),
+        )
+    };
+    // what the reciprocal lacks
+    let rest = _mm512_mul_ps(_mm512_fnmadd_ps(scale, reciprocal, _mm512_set1_ps(1.0)), reciprocal);
+    let (low, high) = (_mm512_set1_ps(-half), _mm512_set1_ps(half - 1.0));
+    let least = _mm512_set1_pd(least);
+    let (mut left, mut right) = (_mm512_setzero_pd(), _mm512_setzero_pd());
+    for values in values.chunks(CHECK) {
+        for x in values {
+            let x = _mm512_set1_ps(*x);
+            let q = if SHORT {
+                _mm512_fmadd_ps(x, reciprocal, _mm512_mul_ps(x, rest))
+            } else {
+                // x / scale, see `search::divide`
+                let q = _mm512_mul_ps(x, reciprocal);
+                let q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, x), reciprocal, q);
+                _mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, x), reciprocal, q)
+            };
+            let q = if SYMMETRIC { q } else { _mm512_add_ps(q, zero_point) };
+            let mut code = _mm512_roundscale_ps::<NEAREST>(_mm512_min_ps(_mm512_max_ps(q, low), high));
+            if !SYMMETRIC {
+                code = _mm512_sub_ps(code, zero_point);
+            }
+            let error = _mm512_sub_ps(_mm512_mul_ps(code, scale), x);
+            let first = _mm512_cvtps_pd(_mm512_castps512_ps256(error));
+            let second = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(error));
+            left = _mm512_fmadd_pd(first, first, left);
+            right = _mm512_fmadd_pd(second, second, right);
+        }
+        let behind = |sums| _mm512_cmp_pd_mask::<_CMP_LT_OQ>(sums, least) == 0;
+        if behind(left) && behind(right) {
+            break;
+        }
+    }
+    let mut sums = [0.0; LANES];
+    // SAFETY: 8 elements each are written to the halves of 16.
+    unsafe {
+        _mm512_storeu_pd(sums.as_mut_ptr(), left);
+        _mm512_storeu_pd(sums.as_mut_ptr().add(LANES / 2), right);
+    }
+    sums
+}
