@@ -26,6 +26,7 @@ pub use error::{NonFinite, one_line};
 pub use evaluate::{ImageSet, Score, WeightErrors, classify};
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
+pub use kernels::matmul::{ActivationCodes, Epilogue};
 pub use layer::{Compressed, Layer, Method, MethodError};
 pub use model::{ModelError, Sequential};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
@@ -36,6 +37,6 @@ pub use quantize::{
 pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Table};
 pub use weight::{
-    Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM, Scales,
-    WeightError,
+    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM,
+    PackedWeight, Scales, WeightError,
 };

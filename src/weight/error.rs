@@ -75,6 +75,12 @@ pub enum WeightError {
         /// Its index, row-major.
         index: usize,
     },
+    /// A product that is not implemented for this weight.
+    #[error("{reason}")]
+    Unsupported {
+        /// What is missing.
+        reason: String,
+    },
     /// Activations whose number of features is not the weight's number of columns.
     #[error("activations of shape {activations:?} do not fit a weight of {cols} input features")]
     Activations {

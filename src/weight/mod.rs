@@ -9,6 +9,7 @@ mod form;
 mod layout;
 mod mask;
 mod packed;
+mod prepacked;
 mod values;
 
 use std::mem::MaybeUninit;
@@ -20,6 +21,7 @@ use rayon::prelude::*;
 pub use error::WeightError;
 pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
 pub use mask::Mask;
+pub use prepacked::{Activations, PackedWeight};
 pub use values::Scales;
 
 pub(crate) use form::{column_size, matrix_shape};

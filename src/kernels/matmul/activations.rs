@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::panels::{Aligned, BLOCK, Columns};
 use crate::kernels::PARALLEL_MIN;
 use crate::kernels::level::{Isa, multiversion};
+use crate::weight::WeightError;
 
 /// Most rows in a tile: with two registers of outputs each, their sums fill 24 of the 32 AVX-512 registers.
 pub(super) const TILE: usize = 12;
@@ -45,6 +46,19 @@ pub enum ActivationCodes {
 }
 
 impl ActivationCodes {
+    /// # Errors
+    /// When a static scale is not positive, or so small that its inverse is infinite.
+    pub(crate) fn check(self) -> Result<(), WeightError> {
+        match self {
+            Self::Static { scale, .. }
+                if !(scale > 0.0 && scale.is_finite() && (1.0 / scale).is_finite()) =>
+            {
+                Err(WeightError::Scale { index: 0, value: scale })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether zero points can differ from 0.
     pub(crate) fn has_zero_points(self) -> bool {
         match self {
@@ -110,9 +124,8 @@ impl IntTiles {
             row.resize(cols, 0);
             for r in 0..tile.rows {
                 let x = &x[(tile.row + r) * cols..][..cols];
-                let (scale, zero_point) = parameters(isa, x, how);
+                let (scale, zero_point) = quantize(isa, x, how, row);
                 (scales[r], zeros[r]) = (scale, zero_point);
-                quantize_row(isa, x, 1.0 / scale, zero_point, row);
                 for (g, group) in columns.iter().enumerate() {
                     let codes_of_group = &row[group.column..group.column + group.len];
                     let sum = sum_codes(isa, codes_of_group) - group.len as i32 * zero_point;
@@ -148,6 +161,13 @@ impl IntTiles {
 }
 
 type Part<'a> = (Tile, &'a mut [i64], &'a mut [i32], &'a mut [f32], &'a mut [i32]);
+
+/// Quantizes a row; gives its scale and zero point.
+pub(super) fn quantize(isa: Isa, x: &[f32], how: ActivationCodes, codes: &mut [i8]) -> (f32, i32) {
+    let (scale, zero_point) = parameters(isa, x, how);
+    quantize_row(isa, x, 1.0 / scale, zero_point, codes);
+    (scale, zero_point)
+}
 
 /// Scale and zero point of a row.
 fn parameters(isa: Isa, x: &[f32], how: ActivationCodes) -> (f32, i32) {

@@ -14,8 +14,12 @@ mod output;
 pub(crate) mod panels;
 mod portable;
 mod product;
+pub(crate) mod sparse;
+#[cfg(target_arch = "x86_64")]
+mod sparse_avx512;
 mod tile;
 
 pub use activations::ActivationCodes;
 pub(crate) use dense::matmul_transposed;
-pub(crate) use product::{Epilogue, float_product, int_product};
+pub use product::Epilogue;
+pub(crate) use product::{float_product, int_product};

@@ -200,6 +200,21 @@ pub(crate) fn pack_codes(
     })
 }
 
+/// Sum of each row's unsigned codes, `[panel][group][32 outputs]`.
+pub(crate) fn code_sums(rows: usize, columns: Columns, row: impl Fn(usize, &mut [u8])) -> Vec<i32> {
+    let groups = columns.groups();
+    let mut sums = vec![0; rows.div_ceil(PANEL) * groups * PANEL];
+    let mut codes = vec![0u8; columns.cols()];
+    for r in 0..rows {
+        row(r, &mut codes);
+        for (index, group) in columns.iter().enumerate() {
+            let sum = codes[group.column..group.column + group.len].iter().map(|c| i32::from(*c)).sum();
+            sums[(r / PANEL * groups + index) * PANEL + r % PANEL] = sum;
+        }
+    }
+    sums
+}
+
 fn pack(
     rows: usize,
     columns: Columns,

@@ -19,7 +19,7 @@ pub(super) fn int_tile(tile: &mut IntTile<'_, '_>) {
                                 Storage::Nibble => codes[output * 4 + j] >> (4 * half) & 15,
                                 _ => codes[half * PANEL * 4 + output * 4 + j],
                             };
-                            *sum += i32::from(*activation as i8) * i32::from(code);
+                            *sum = sum.wrapping_add(i32::from(*activation as i8) * i32::from(code));
                         }
                     }
                 }
@@ -60,9 +60,11 @@ fn start(tile: &mut IntTile<'_, '_>, group: usize) {
             Start::Each { zeros, starts, code_sums, activation_zeros } => {
                 let zeros = zeros.from_group(group);
                 for (output, partial) in partial.iter_mut().enumerate() {
-                    *partial = zeros.of(output) * starts[group * tile.rows + row];
+                    // the sum is small again in the end, whatever it is in between
+                    *partial = zeros.of(output).wrapping_mul(starts[group * tile.rows + row]);
                     if !code_sums.is_empty() {
-                        *partial -= code_sums[group * PANEL + output] * activation_zeros[row];
+                        let both = code_sums[group * PANEL + output].wrapping_mul(activation_zeros[row]);
+                        *partial = partial.wrapping_sub(both);
                     }
                 }
             }

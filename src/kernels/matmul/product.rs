@@ -32,15 +32,15 @@ const TILES: usize = 44;
 const AHEAD: usize = 2048;
 
 /// Multiply-adds below which a product stays on the calling thread.
-const PARALLEL_MIN_WORK: usize = 1 << 20;
+pub(super) const PARALLEL_MIN_WORK: usize = 1 << 20;
 
 /// What is done to the sums: `y = max(sum + bias, 0)`, each part optional.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Epilogue<'a> {
+pub struct Epilogue<'a> {
     /// One value per output.
-    pub(crate) bias: Option<&'a [f32]>,
+    pub bias: Option<&'a [f32]>,
     /// Negative results become 0; NaN stays.
-    pub(crate) relu: bool,
+    pub relu: bool,
 }
 
 /// Neighbouring groups of the same number of blocks, or a part of one group.

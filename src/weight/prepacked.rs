@@ -1,0 +1,292 @@
+use ndarray::{Array2, ArrayView2};
+
+use super::form::{Form, ScaleGrid};
+use super::layout::Layout;
+use super::values::{Scales, Values};
+use super::{CompressedWeight, WeightError, matrix_shape};
+use crate::kernels::level::Isa;
+use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
+use crate::kernels::matmul::sparse::{SparseRows, SparseValues};
+use crate::kernels::matmul::{self, ActivationCodes, Epilogue};
+
+/// How activations enter a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activations {
+    /// As they are, in `f32`.
+    Float,
+    /// Rounded to 8-bit codes on the way; sums of products are exact integers.
+    Int8(ActivationCodes),
+}
+
+/// A weight arranged once for fast products `y = x · Wᵀ`, of any number of rows of activations.
+///
+/// A code keeps its value `(code − zero_point) · scale`, computed in `f32`: where the model's precision is f16 or bf16,
+/// [`CompressedWeight::dequantize`] rounds it to that precision, and this type does not.
+///
+/// ```
+/// use tersor::{ActivationCodes, Activations, Bits, CompressedWeight, Layer, LayoutKind, Method, PackedWeight};
+/// use tersor::{Precision, RoundToNearest};
+///
+/// let values: Vec<f32> = (0..64 * 128).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+/// let layer =
+///     Layer { shape: &[64, 128], values: &values, mask: None, precision: Precision::F32, layout: LayoutKind::Dense };
+/// let int8 = RoundToNearest::int(Bits::new(8).unwrap()).compress(&layer)?.weight;
+///
+/// let x = ndarray::Array2::from_shape_fn((3, 128), |(row, col)| ((row + col) % 7) as f32 - 3.0);
+/// let exact = PackedWeight::new(&int8, Activations::Float)?.matmul(x.view())?;
+/// let fast = PackedWeight::new(&int8, Activations::Int8(ActivationCodes::PerToken))?.matmul(x.view())?;
+/// for (fast, exact) in fast.iter().zip(&exact) {
+///     assert!((fast - exact).abs() < 1.0);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedWeight {
+    form: Form,
+    activations: Activations,
+    arranged: Arranged,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Arranged {
+    Dense(Panels),
+    Sparse(SparseRows),
+}
+
+impl PackedWeight {
+    /// Arranges a weight.
+    ///
+    /// # Errors
+    /// When 8-bit activations are asked for and the weight is not of integers; or it is sparse, and has zero points or groups
+    /// that are no multiple of 64 columns, for which only float activations are implemented.
+    pub fn new(weight: &CompressedWeight, activations: Activations) -> Result<Self, WeightError> {
+        if let Activations::Int8(codes) = activations {
+            if !matches!(weight.values(), Values::Int { .. }) {
+                let reason =
+                    format!("8-bit activations need integer codes, and this weight holds {}", weight.form());
+                return Err(WeightError::Unsupported { reason });
+            }
+            codes.check()?;
+        }
+        let arranged = match weight.layout() {
+            Layout::Dense => Arranged::Dense(dense(weight, activations)),
+            _ => Arranged::Sparse(sparse(weight, activations)?),
+        };
+        Ok(Self { form: weight.form().clone(), activations, arranged })
+    }
+
+    /// What the weight looked like: shape, layout, coding.
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
+
+    /// How activations enter a product.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// Rows of the matrix: output features.
+    pub fn rows(&self) -> usize {
+        self.form.rows()
+    }
+
+    /// Columns of the matrix: input features.
+    pub fn cols(&self) -> usize {
+        self.form.cols()
+    }
+
+    /// Bytes in memory, which every product with few rows of activations reads once.
+    pub fn bytes(&self) -> usize {
+        match &self.arranged {
+            Arranged::Dense(panels) => panels.bytes(),
+            Arranged::Sparse(rows) => rows.bytes(),
+        }
+    }
+
+    /// The product `y = x · Wᵀ`.
+    ///
+    /// The result depends neither on the number of threads nor on their timing. A row of activations that holds NaN or an
+    /// infinity gives a row of NaN with 8-bit activations, and what IEEE 754 says with float ones.
+    ///
+    /// # Shapes
+    /// `x` is `[batch, cols]`; the result is `[batch, rows]`.
+    ///
+    /// # Errors
+    /// When `x` has another number of columns.
+    pub fn matmul(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, WeightError> {
+        let (batch, features) = x.dim();
+        if features != self.cols() {
+            return Err(WeightError::Activations { activations: [batch, features], cols: self.cols() });
+        }
+        let x = x.as_standard_layout();
+        let mut y = Array2::zeros((batch, self.rows()));
+        if let (Some(x), Some(y)) = (x.as_slice(), y.as_slice_mut()) {
+            self.matmul_into(x, Epilogue::default(), y)?;
+        }
+        Ok(y)
+    }
+
+    /// The product `y = x · Wᵀ`, and what follows it, into memory of the caller's.
+    ///
+    /// # Shapes
+    /// `x` is `[batch, cols]` and `y` is `[batch, rows]`, row-major; the bias has `rows` values. The batch is what `y` has
+    /// room for, that of `x` for a weight without rows.
+    ///
+    /// # Errors
+    /// When the lengths do not fit.
+    pub fn matmul_into(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), WeightError> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let batch = if rows > 0 { y.len() / rows } else { 0 };
+        WeightError::check_len("outputs", batch * rows, y.len())?;
+        if rows > 0 {
+            WeightError::check_len("activations", batch * cols, x.len())?;
+        }
+        if let Some(bias) = epilogue.bias {
+            WeightError::check_len("biases", rows, bias.len())?;
+        }
+        let isa = Isa::current();
+        match (&self.arranged, self.activations) {
+            (Arranged::Dense(panels), Activations::Float) => {
+                matmul::float_product(isa, panels, x, batch, epilogue, y);
+            }
+            (Arranged::Dense(panels), Activations::Int8(codes)) => {
+                matmul::int_product(isa, panels, x, batch, codes, epilogue, y);
+            }
+            (Arranged::Sparse(rows), Activations::Float) => {
+                matmul::sparse::float_product(isa, rows, x, batch, epilogue, y);
+            }
+            (Arranged::Sparse(rows), Activations::Int8(codes)) => {
+                matmul::sparse::int_product(isa, rows, x, batch, codes, epilogue, y);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let grid = weight.form().grid();
+    let columns = Columns::new(cols, grid.map_or(cols, |grid| grid.block_cols));
+    let floats =
+        |storage, row: &(dyn Fn(usize, &mut [u8]) + Sync)| panels::pack_floats(rows, columns, storage, row);
+    let span = |row: usize| row * cols..(row + 1) * cols;
+    let mut zero_points = ZeroPoints::All(0);
+    let mut code_sums = Vec::new();
+    let (storage, data): (Storage, Aligned) = match weight.values() {
+        Values::F32(v) => {
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            (Storage::F32, floats(Storage::F32, &row))
+        }
+        Values::F16(v) => {
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            (Storage::F16, floats(Storage::F16, &row))
+        }
+        Values::Bf16(v) => {
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            (Storage::Bf16, floats(Storage::Bf16, &row))
+        }
+        Values::F8 { codes, .. } => {
+            let row = |row, out: &mut [u8]| out.copy_from_slice(&codes[span(row)]);
+            (Storage::F8, floats(Storage::F8, &row))
+        }
+        Values::Int { bits, codes, scales } => {
+            let offset = 1u8 << (bits.get() - 1);
+            zero_points = match scales.zero_points() {
+                None => ZeroPoints::All(offset),
+                Some(zeros) => ZeroPoints::Each(per_output(weight, columns, |tile| {
+                    i32::from(zeros[tile]) + i32::from(offset)
+                })),
+            };
+            let storage = if bits.get() <= 4 { Storage::Nibble } else { Storage::Byte };
+            let row = |row, out: &mut [u8]| codes.unpack(row, 0, out);
+            if matches!(activations, Activations::Int8(codes) if codes.has_zero_points()) {
+                code_sums = panels::code_sums(rows, columns, row);
+            }
+            (storage, panels::pack_codes(rows, columns, storage, row))
+        }
+    };
+    let scales = weight
+        .scales()
+        .map_or_else(Vec::new, |scales| per_output(weight, columns, |tile| scales.scales()[tile]));
+    Panels { rows, columns, storage, data, scales, zero_points, code_sums }
+}
+
+/// What each output has for each group, `[panel][group][32 outputs]`.
+fn per_output<T: Copy + Default>(
+    weight: &CompressedWeight,
+    columns: Columns,
+    of: impl Fn(usize) -> T,
+) -> Vec<T> {
+    let rows = weight.rows();
+    let Some(grid) = weight.form().grid() else { return Vec::new() };
+    let groups = columns.groups();
+    let mut all = vec![T::default(); rows.div_ceil(PANEL) * groups * PANEL];
+    for row in 0..rows {
+        for (index, group) in columns.iter().enumerate() {
+            all[(row / PANEL * groups + index) * PANEL + row % PANEL] = of(grid.index(row, group.column));
+        }
+    }
+    all
+}
+
+fn fill<T: Copy, const N: usize>(out: &mut [u8], values: &[T], bytes: impl Fn(T) -> [u8; N]) {
+    for (out, x) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *out = bytes(*x);
+    }
+}
+
+fn sparse(weight: &CompressedWeight, activations: Activations) -> Result<SparseRows, WeightError> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let [rows, cols] = matrix_shape(&[rows, cols])?;
+    let grid = weight.form().grid();
+    let integers = match weight.values() {
+        Values::Int { scales, .. } => {
+            grid.filter(|grid| scales.zero_points().is_none() && whole_blocks(*grid, cols))
+        }
+        _ => None,
+    };
+    if matches!(activations, Activations::Int8(_)) && integers.is_none() {
+        let reason = format!(
+            "8-bit activations times sparse weights need codes without zero points in groups of a multiple of {} columns, \
+             and this weight holds {}",
+            matmul::sparse::BLOCK,
+            weight.form()
+        );
+        return Err(WeightError::Unsupported { reason });
+    }
+    let columns_of = |row: usize, columns: &mut Vec<u32>| weight.layout().columns_of(row, cols, columns);
+    let values = match (weight.values(), integers) {
+        (Values::Int { bits, codes, scales }, Some(grid)) => {
+            let mut kept = vec![0u8; weight.form().kept()];
+            codes.unpack(0, 0, &mut kept);
+            let offset = 1u8 << (bits.get() - 1);
+            let codes = kept.into_iter().map(|code| code.wrapping_sub(offset) as i8).collect();
+            let group = grid.block_cols.min(cols.max(1));
+            let groups = cols.div_ceil(group);
+            let scales = row_scales(scales, grid, rows, groups, group);
+            SparseValues::Int { codes, scales, group }
+        }
+        (Values::F16(v), _) => SparseValues::F16(v.iter().map(|x| x.to_bits()).collect()),
+        (Values::Bf16(v), _) => SparseValues::Bf16(v.iter().map(|x| x.to_bits()).collect()),
+        _ => {
+            let mut kept = Vec::with_capacity(weight.form().kept());
+            let (mut row_values, mut columns) = (vec![0.0; cols], Vec::new());
+            for row in 0..if cols == 0 { 0 } else { rows } {
+                weight.decode_rows(row..row + 1, &mut row_values);
+                columns_of(row, &mut columns);
+                kept.extend(columns.iter().map(|col| row_values[*col as usize]));
+            }
+            SparseValues::F32(kept)
+        }
+    };
+    Ok(SparseRows::new(rows, cols, columns_of, values))
+}
+
+fn whole_blocks(grid: ScaleGrid, cols: usize) -> bool {
+    grid.block_cols >= cols || grid.block_cols.is_multiple_of(matmul::sparse::BLOCK)
+}
+
+/// `[row][group]`.
+fn row_scales(scales: &Scales, grid: ScaleGrid, rows: usize, groups: usize, group: usize) -> Vec<f32> {
+    (0..rows * groups).map(|i| scales.scales()[grid.index(i / groups, i % groups * group)]).collect()
+}
