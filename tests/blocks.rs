@@ -14,8 +14,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tersor::{
-    Bits, Checkpoint, CodeType, DType, FloatCast, Granularity, Observer, Plan, Precision, PresetOptions, Recipe,
-    RoundToNearest, Run, Step, StoredTensor,
+    Bits, Checkpoint, CodeType, DType, FloatCast, Granularity, Observer, Plan, Precision, PresetOptions,
+    Recipe, RoundToNearest, Run, Step, StoredTensor,
 };
 
 use common::{Folder, stored};
@@ -62,7 +62,12 @@ fn size(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).unwrap()
 }
 
-fn go(source: &Folder, recipe: &Recipe, threads: usize, block: Option<usize>) -> Result<(Vec<u8>, Run), String> {
+fn go(
+    source: &Folder,
+    recipe: &Recipe,
+    threads: usize,
+    block: Option<usize>,
+) -> Result<(Vec<u8>, Run), String> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let work = Folder::new();
@@ -84,7 +89,7 @@ fn model(dtype: DType) -> Folder {
             weight("b.weight", dtype, &[2100, 9]),
             weight("c.weight", dtype, &[1, 33]),
             weight("d.weight", dtype, &[70, 3, 11, 19]),
-            weight("e.weight", DType::I64, &[3, 5]),
+            stored("e.weight", DType::I64, &[3, 5], (0..120).collect::<Vec<u8>>()),
             weight("f.weight", dtype, &[129, 256]),
         ],
         None,

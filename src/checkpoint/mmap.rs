@@ -33,7 +33,8 @@ pub(super) fn release(map: &Mmap, bytes: Range<usize>) {
         const PAGE: usize = 1 << 16;
         let from = bytes.start / PAGE * PAGE;
         // SAFETY: the mapping is of a file and never written to, so that dropped pages come back with the same bytes.
-        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, bytes.end - from) }.ok();
+        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, bytes.end - from) }
+            .ok();
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (map, bytes);

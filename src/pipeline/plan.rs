@@ -207,8 +207,10 @@ impl<'a> Plan<'a> {
         let of_stage = |stage: Stage<'_>| match stage {
             Stage::Whole(tensor, _) => stream::working_bytes(tensor, tensor.form().map_or(0, Form::rows)),
             Stage::Blocks(blocks) => {
-                let mut bytes: Vec<u64> =
-                    blocks.iter().map(|block| stream::working_bytes(block.tensor, block.rows.len())).collect();
+                let mut bytes: Vec<u64> = blocks
+                    .iter()
+                    .map(|block| stream::working_bytes(block.tensor, block.rows.len()))
+                    .collect();
                 bytes.sort_unstable_by(|a, b| b.cmp(a));
                 bytes.iter().take(threads).sum()
             }

@@ -98,7 +98,8 @@ pub(super) fn stages<'a>(
             // a tensor without rows is a block too: it has its place in the file
             for from in (0..len.max(1)).step_by(step.max(1)) {
                 let to = (from + step).min(len);
-                let bytes = if to == len { tensor.entry.bytes - share(from) } else { share(to) - share(from) };
+                let bytes =
+                    if to == len { tensor.entry.bytes - share(from) } else { share(to) - share(from) };
                 blocks.push(Block { tensor, slot, rows: from..to, bytes, last: to == len });
             }
         } else {
@@ -233,9 +234,8 @@ impl Plan<'_> {
         let Compressed { weight, clamped } = self.compress(block.tensor, job, &shape, values)?;
         let data = encode_rows(&weight, &job.form, block.rows.start).map_err(MethodError::from)?;
         put(writer, block.slot, data)?;
-        let pieces: Vec<Sums> = pieces(&weight)
-            .map(|rows| compare_piece(values, &weight, rows, &mut buffers.decoded))
-            .collect();
+        let pieces: Vec<Sums> =
+            pieces(&weight).map(|rows| compare_piece(values, &weight, rows, &mut buffers.decoded)).collect();
         // the squares of finite values have a finite sum
         if pieces.iter().any(|sums| !sums.original.is_finite())
             && let Some(found) = reduce::first_non_finite(values)
@@ -260,9 +260,9 @@ impl Plan<'_> {
         let (values, Compressed { weight, clamped }) = self.compress_whole(tensor, job)?;
         put(writer, slot, encode(&weight))?;
         let rows: Vec<Range<usize>> = pieces(&weight).collect();
-        let pieces = rows.into_par_iter().map_init(Vec::new, |decoded, rows| {
-            compare_piece(&values, &weight, rows, decoded)
-        });
+        let pieces = rows
+            .into_par_iter()
+            .map_init(Vec::new, |decoded, rows| compare_piece(&values, &weight, rows, decoded));
         let written = Written { pieces: pieces.collect(), clamped };
         drop(values);
         self.checkpoint.release_entry(tensor.entry);
@@ -272,7 +272,9 @@ impl Plan<'_> {
 
 /// Writes the data of a weight's tensors, the first of which has number `slot` in the file.
 fn put(writer: &TensorWriter, slot: usize, data: Vec<(u64, Cow<'_, [u8]>)>) -> Result<(), CheckpointError> {
-    data.into_iter().enumerate().try_for_each(|(part, (offset, bytes))| writer.put(slot + part, offset, &bytes))
+    data.into_iter()
+        .enumerate()
+        .try_for_each(|(part, (offset, bytes))| writer.put(slot + part, offset, &bytes))
 }
 
 /// The rows of a weight, in the pieces that are compared together.
@@ -306,7 +308,8 @@ fn in_order<S, T: Send, E: Send>(
     let (sender, receiver) = mpsc::channel();
     let one = |state: &mut S| {
         // numbers are handed out in order, so that every one before a failed one ends too
-        let number = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < count).then_some(n + 1));
+        let number =
+            next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < count).then_some(n + 1));
         let number = number.ok()?;
         let result = work(state, number);
         if result.is_err() {
@@ -369,11 +372,16 @@ mod tests {
                 let spin = (number < 4).then(|| std::thread::sleep(std::time::Duration::from_millis(2)));
                 if Some(number) == fail { Err(format!("{spin:?}")) } else { Ok(number * 2) }
             };
-            let ended = in_order(1000, || 0, work, |number, result| {
-                assert_eq!(result, number * 2);
-                seen.push(number);
-                Ok(())
-            });
+            let ended = in_order(
+                1000,
+                || 0,
+                work,
+                |number, result| {
+                    assert_eq!(result, number * 2);
+                    seen.push(number);
+                    Ok(())
+                },
+            );
             (seen, ended)
         };
         if inside { pool.install(go) } else { go() }
@@ -401,9 +409,14 @@ mod tests {
 
     #[test]
     fn what_is_shown_can_end_it() {
-        let ended = in_order(1000, || (), |(), number| Ok(number), |number, _| {
-            if number == 7 { Err("enough") } else { Ok(()) }
-        });
+        let ended = in_order(
+            1000,
+            || (),
+            |(), number| Ok(number),
+            |number, _| {
+                if number == 7 { Err("enough") } else { Ok(()) }
+            },
+        );
         assert_eq!(ended, Err((7, "enough")));
     }
 }
