@@ -89,7 +89,7 @@ fn model(dtype: DType) -> Folder {
             weight("b.weight", dtype, &[2100, 9]),
             weight("c.weight", dtype, &[1, 33]),
             weight("d.weight", dtype, &[70, 3, 11, 19]),
-            weight("e.weight", DType::I64, &[3, 5]),
+            stored("e.weight", DType::I64, &[3, 5], (0..120).collect::<Vec<u8>>()),
             weight("f.weight", dtype, &[129, 256]),
         ],
         None,

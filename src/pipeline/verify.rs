@@ -95,6 +95,7 @@ pub fn verify(
             }
             Err(_) => failed(&entry.name, "", "it is missing from the output".into()),
         });
+        original.release_entry(entry);
     }
     for other in compressed.entries() {
         if original.entry(&other.name).is_err() {
@@ -154,7 +155,7 @@ fn check(
     if before.precision().is_none() || after.precision().is_none() {
         return fail(format!("{} became {form}", before.describe()));
     }
-    let values = original.dense(&before.name)?;
+    let values = original.values(&before.name)?;
     let weight = compressed.weight(&before.name)?;
     let dense = weight.dequantize();
     let dense: &[f32] = dense.as_slice().unwrap_or_default();

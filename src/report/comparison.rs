@@ -234,7 +234,9 @@ fn compare_layers(
         if entry.precision().is_none() || entry.elements() == 0 {
             continue;
         }
-        let errors = WeightErrors::between(&reference.dense(&entry.name)?, &checkpoint.dense(&entry.name)?);
+        let errors = WeightErrors::between(&reference.values(&entry.name)?, &checkpoint.values(&entry.name)?);
+        reference.release_entry(entry);
+        checkpoint.release_entry(other);
         // NaN is worse than anything
         if errors.relative.is_nan() || errors.relative > worst.as_ref().map_or(0.0, |w| w.errors.relative) {
             worst = Some(WorstLayer { name: entry.name.clone(), errors });
