@@ -71,7 +71,6 @@ impl ActivationCodes {
 
 /// Quantized activations.
 pub(super) struct IntTiles {
-    pub(super) batch: usize,
     blocks: usize,
     groups: usize,
     /// `[tile][block][row][8 columns]` signed codes.
@@ -144,7 +143,7 @@ impl IntTiles {
         if !how.has_zero_points() {
             zero_points.clear();
         }
-        Self { batch, blocks, groups, codes, starts, scales, zero_points }
+        Self { blocks, groups, codes, starts, scales, zero_points }
     }
 
     /// Codes of some blocks of a tile, four in a word.
@@ -256,7 +255,6 @@ fn place_row(codes: &[i8], row: usize, rows: usize, words: &mut [i64]) {
 
 /// Float activations.
 pub(super) struct FloatTiles {
-    pub(super) batch: usize,
     blocks: usize,
     /// `[tile][block][8 columns][row]`.
     values: Aligned,
@@ -295,7 +293,7 @@ impl FloatTiles {
         } else {
             parts.into_par_iter().for_each(fill);
         }
-        Self { batch, blocks, values }
+        Self { blocks, values }
     }
 
     /// Values of some blocks of a tile, `[column][row]`.

@@ -85,11 +85,6 @@ impl Columns {
         self.cols
     }
 
-    /// Columns of every group but the last.
-    pub(crate) fn group_len(self) -> usize {
-        self.group
-    }
-
     /// Number of groups.
     pub(crate) fn groups(self) -> usize {
         self.cols.div_ceil(self.group)
