@@ -383,12 +383,13 @@ def ort_quantize(case, data):
 
 
 def openvino_product(case, data, weights, dynamic):
-    """`weights(i)` makes the i-th weight's subgraph."""
+    """`weights` is how many there are, and what makes the subgraph of the i-th."""
+    import numpy as np
     import openvino as ov
     from openvino import opset13 as op
 
     count, make = weights
-    x = op.parameter(list(data.x.shape), "float32")
+    x = op.parameter(list(data.x.shape), np.float32)
     outputs = [op.result(op.matmul(x, make(i), False, True)) for i in range(count)]
     options = {
         "INFERENCE_NUM_THREADS": THREADS,
@@ -411,7 +412,7 @@ def openvino_int8(case, data):
     codes, scales = data.int8()
 
     def weight(i):
-        moved = op.convert(op.constant(np.roll(codes, i, axis=0)), "f32")
+        moved = op.convert(op.constant(np.roll(codes, i, axis=0)), np.float32)
         return op.multiply(moved, op.constant(np.roll(scales, i)[:, None]))
 
     count = COLD_BYTES // codes.size if case["cold"] else 1
@@ -428,11 +429,15 @@ def openvino_int4(case, data):
     rows, groups, group = codes.shape
     packed = nibbles(codes)
     eights = np.full(rows * groups // 2, 0x88, np.uint8)
+    borrowed = []  # constants of four bits do not own their memory
+
+    def constant(bytes, shape):
+        borrowed.append(bytes)
+        return op.convert(op.constant(ov.Tensor(bytes, ov.Shape(shape), ov.Type.u4)), np.float32)
 
     def weight(i):
-        moved = ov.Tensor(np.roll(packed, i, axis=0).reshape(-1), ov.Shape([rows, groups, group]), ov.Type.u4)
-        zeros = ov.Tensor(eights, ov.Shape([rows, groups, 1]), ov.Type.u4)
-        centred = op.subtract(op.convert(op.constant(moved), "f32"), op.convert(op.constant(zeros), "f32"))
+        moved = constant(np.roll(packed, i, axis=0).reshape(-1), [rows, groups, group])
+        centred = op.subtract(moved, constant(eights, [rows, groups, 1]))
         scaled = op.multiply(centred, op.constant(np.roll(scales, i, axis=0)[:, :, None]))
         return op.reshape(scaled, op.constant(np.array([rows, groups * group], np.int64)), False)
 

@@ -143,7 +143,9 @@ struct Buffer {
 }
 
 #[repr(align(2097152))]
-struct Page([u8; 2 << 20]);
+struct Page {
+    _bytes: [u8; 2 << 20],
+}
 
 impl Buffer {
     fn new(lines: usize) -> Self {

@@ -1,11 +1,12 @@
 //! tersor beside other libraries: the Rust half of the comparison, driven by the script `run`.
 //!
-//! `peers cases` lists the rows of the table, one JSON object a line. `peers work THREADS` reads such lines; after
-//! each it makes everyone ready, lets them take a turn for every line `turn`, and answers `end` with the results. So
-//! contenders of this process and of the Python one alternate.
+//! `peers cases` lists the rows of the table, one JSON object a line. `peers work THREADS` reads such lines; after each it makes everyone ready, lets them take a turn for every line `turn`, and answers `end` with the results. So
+//! contenders of this process and of the Python one alternate. `write-checkpoint` and `file-rates` serve the measurement of
+//! whole files, which `run` does itself.
 
 mod cases;
 mod data;
+mod file;
 mod limits;
 mod ours;
 mod peers;
@@ -26,7 +27,9 @@ fn main() -> Result<(), Failure> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["cases"] => cases::all().iter().try_for_each(|case| answer(case).map_err(Failure::from)),
         ["work", threads] => work(threads.parse()?),
-        _ => Err("usage: peers cases | peers work THREADS".into()),
+        ["write-checkpoint", path] => Ok(file::write_checkpoint(path.as_ref())?),
+        ["file-rates", path] => Ok(answer(&file::rates(path.as_ref())?)?),
+        _ => Err("usage: peers cases | work THREADS | write-checkpoint PATH | file-rates PATH".into()),
     }
 }
 
