@@ -128,9 +128,13 @@ impl Case {
     /// Unit of the table's figures.
     pub(crate) fn unit(&self) -> &'static str {
         match self.operation {
-            Operation::Quantize { .. } | Operation::QuantizeMse { .. } | Operation::Cast { .. } => "GB/s of f32",
+            Operation::Quantize { .. } | Operation::QuantizeMse { .. } | Operation::Cast { .. } => {
+                "GB/s of f32"
+            }
             Operation::F32Linear { .. } => "GFLOP/s",
-            Operation::Int8Linear { .. } | Operation::Int4Linear { .. } | Operation::SparseLinear { .. } => "GOP/s",
+            Operation::Int8Linear { .. } | Operation::Int4Linear { .. } | Operation::SparseLinear { .. } => {
+                "GOP/s"
+            }
             Operation::Prune { .. } => "Mvalues/s",
         }
     }
@@ -167,9 +171,7 @@ impl Case {
                 let with_scales = self.values() / 2 + self.values() / 128 * 4;
                 product(limits.read(with_scales, cold), limits.int8(self.ops(batch)))
             }
-            Operation::F32Linear { batch } => {
-                product(limits.read(bytes, false), limits.f32(self.ops(batch)))
-            }
+            Operation::F32Linear { batch } => product(limits.read(bytes, false), limits.f32(self.ops(batch))),
             Operation::SparseLinear { pattern } => {
                 let stored = match pattern {
                     Pattern::Dense => self.values(),

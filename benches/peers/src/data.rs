@@ -12,7 +12,8 @@ pub(crate) fn normal(count: usize, seed: u64) -> Vec<f32> {
     const CHUNK: usize = 1 << 16;
     let mut values = vec![0.0f32; count];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (chunk as u64 + 1).wrapping_mul(0xd1b5_4a32_d192_ed03);
+        let mut state =
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (chunk as u64 + 1).wrapping_mul(0xd1b5_4a32_d192_ed03);
         let mut uniform = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5

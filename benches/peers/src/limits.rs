@@ -77,7 +77,9 @@ impl Limits {
             for streaming in [true, false] {
                 let seconds = together(&mut buffers, |(from, to)| {
                     // SAFETY: as above.
-                    unsafe { if streaming { copy::<R, W, true>(from, to) } else { copy::<R, W, false>(from, to) } }
+                    unsafe {
+                        if streaming { copy::<R, W, true>(from, to) } else { copy::<R, W, false>(from, to) }
+                    }
                 });
                 best = best.min(seconds);
             }
@@ -89,14 +91,16 @@ impl Limits {
     /// Seconds for `ops` f32 multiplications and additions.
     pub(crate) fn f32(&mut self, ops: f64) -> Option<f64> {
         // SAFETY: `rate` has checked that the machine has AVX-512.
-        let rate = self.rate("f32 multiply-add, GFLOP/s".into(), |n| peak(n, 32, |n| unsafe { f32_fma(n) }))?;
+        let rate =
+            self.rate("f32 multiply-add, GFLOP/s".into(), |n| peak(n, 32, |n| unsafe { f32_fma(n) }))?;
         Some(ops / (rate * 1e9))
     }
 
     /// Seconds for `ops` 8-bit multiplications and additions into 32 bits.
     pub(crate) fn int8(&mut self, ops: f64) -> Option<f64> {
         // SAFETY: `rate` has checked that the machine has VNNI.
-        let rate = self.rate("int8 dot product, GOP/s".into(), |n| peak(n, 128, |n| unsafe { int8_dot(n) }))?;
+        let rate =
+            self.rate("int8 dot product, GOP/s".into(), |n| peak(n, 128, |n| unsafe { int8_dot(n) }))?;
         Some(ops / (rate * 1e9))
     }
 

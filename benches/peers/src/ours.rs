@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 
 use ndarray::{Array2, ArrayView2};
 use tersor::{
-    Bits, CompressedWeight, FloatCast, Granularity, Layer, LayoutKind, MagnitudeThreshold, Mask, Method, NofM,
-    Observer, Precision, RoundToNearest,
+    Bits, CompressedWeight, FloatCast, Granularity, Layer, LayoutKind, MagnitudeThreshold, Mask, Method,
+    NofM, Observer, Precision, RoundToNearest,
 };
 
 use crate::cases::{COLD_BYTES, Float, Pattern};
@@ -116,8 +116,7 @@ fn layer<'a>(values: &'a [f32], shape: &'a Shape) -> Layer<'a> {
 }
 
 fn round_to_nearest(bits: u8, group: Option<usize>) -> RoundToNearest {
-    let granularity =
-        group.and_then(NonZeroUsize::new).map_or(Granularity::Channel, Granularity::Group);
+    let granularity = group.and_then(NonZeroUsize::new).map_or(Granularity::Channel, Granularity::Group);
     RoundToNearest::int(Bits::new(bits).expect("2 to 8 bits")).granularity(granularity)
 }
 

@@ -21,7 +21,12 @@ type Shape = [usize; 2];
 const CHUNK: usize = 1 << 16;
 
 /// candle's block formats have groups of 32, and are compared with no wider ones.
-pub(crate) fn candle_quantize(w: &[f32], shape: Shape, bits: u8, group: Option<usize>) -> Option<Contender<'_>> {
+pub(crate) fn candle_quantize(
+    w: &[f32],
+    shape: Shape,
+    bits: u8,
+    group: Option<usize>,
+) -> Option<Contender<'_>> {
     let kind = match (bits, group) {
         (8, Some(32)) => GgmlDType::Q8_0,
         (4, _) => GgmlDType::Q4_0,
@@ -49,10 +54,20 @@ pub(crate) fn half_widen(w: &[f32], from: Float) -> Contender<'_> {
     let out = vec![0.0; w.len()];
     if from == Float::F16 {
         let w: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
-        Contender::new("half", out, move |out| chunked(&w, out, |w, out| w.convert_to_f32_slice(out)), Vec::clone)
+        Contender::new(
+            "half",
+            out,
+            move |out| chunked(&w, out, |w, out| w.convert_to_f32_slice(out)),
+            Vec::clone,
+        )
     } else {
         let w: Vec<bf16> = w.iter().map(|v| bf16::from_f32(*v)).collect();
-        Contender::new("half", out, move |out| chunked(&w, out, |w, out| w.convert_to_f32_slice(out)), Vec::clone)
+        Contender::new(
+            "half",
+            out,
+            move |out| chunked(&w, out, |w, out| w.convert_to_f32_slice(out)),
+            Vec::clone,
+        )
     }
 }
 
@@ -71,12 +86,12 @@ fn candle_product<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8, bytes: usize
     let first = QTensor::quantize(&w, kind).expect("whole blocks");
     let stored = first.data().expect("a CPU tensor").into_owned();
     let copy = || {
-        let storage = candle_core::quantized::QStorage::from_data(stored.as_slice().into(), &Device::Cpu, kind);
+        let storage =
+            candle_core::quantized::QStorage::from_data(stored.as_slice().into(), &Device::Cpu, kind);
         QTensor::new(storage.expect("a CPU tensor"), (shape[0], shape[1])).expect("the same shape")
     };
-    let weights: Vec<QMatMul> = (0..bytes / stored.len() + 1)
-        .map(|_| QMatMul::from_qtensor(copy()).expect("a CPU tensor"))
-        .collect();
+    let weights: Vec<QMatMul> =
+        (0..bytes / stored.len() + 1).map(|_| QMatMul::from_qtensor(copy()).expect("a CPU tensor")).collect();
     let mut turn = 0;
     let run = move |y: &mut Option<Tensor>| {
         turn = (turn + 1) % weights.len();
@@ -92,7 +107,10 @@ pub(crate) fn rten_linear<'a>(w: &[f32], x: &[f32], shape: Shape) -> Vec<Contend
     let batch = x.len() / cols;
     let (weight, scales): (Vec<Vec<i8>>, Vec<f32>) = w.chunks_exact(cols).map(data::int8).unzip();
     let (codes, x_scale) = data::int8(x);
-    let x = NdTensor::from_data([batch, cols], codes.iter().map(|c| (i16::from(*c) + 128) as u8).collect::<Vec<_>>());
+    let x = NdTensor::from_data(
+        [batch, cols],
+        codes.iter().map(|c| (i16::from(*c) + 128) as u8).collect::<Vec<_>>(),
+    );
     let weight = NdTensor::from_data([rows, cols], weight.concat());
     let prepacked = GemmExecutor::<u8, i8, i32>::default().prepack_b(weight.view().transposed());
     let contender = |name: &str, input: RtenWeight| {
@@ -105,7 +123,8 @@ pub(crate) fn rten_linear<'a>(w: &[f32], x: &[f32], shape: Shape) -> Vec<Contend
                 a_quant: Some(QuantParams { zero_point: &zero_points }),
                 b_quant: None,
             };
-            gemm.gemm_uninit(y, GemmInputA::Unpacked(x.view()), input.view(), options).expect("shapes that fit");
+            gemm.gemm_uninit(y, GemmInputA::Unpacked(x.view()), input.view(), options)
+                .expect("shapes that fit");
         };
         let dense = move |y: &Vec<MaybeUninit<i32>>| {
             // SAFETY: the product has written every element.
@@ -144,11 +163,25 @@ pub(crate) fn gemm_linear<'a>(w: &'a [f32], x: &'a [f32], shape: Shape, threads:
         // SAFETY: y is [batch, rows], x is [batch, cols] and w is [rows, cols], all row-major.
         unsafe {
             gemm::gemm(
-                batch, rows, cols,
-                y.as_mut_ptr(), one, rows as isize, false,
-                x.as_ptr(), one, stride,
-                w.as_ptr(), stride, one,
-                0.0, 1.0, false, false, false, parallelism,
+                batch,
+                rows,
+                cols,
+                y.as_mut_ptr(),
+                one,
+                rows as isize,
+                false,
+                x.as_ptr(),
+                one,
+                stride,
+                w.as_ptr(),
+                stride,
+                one,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
             );
         }
     };
