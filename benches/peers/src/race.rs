@@ -1,0 +1,118 @@
+//! Several libraries doing the same thing, taking turns.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::report::Measured;
+
+/// How long a contender runs in one round, and how long everyone rests before it, so that the threads of the one before
+/// have stopped spinning.
+const TURN: Duration = Duration::from_millis(60);
+const REST: Duration = Duration::from_millis(20);
+
+/// One library's way to do an operation.
+pub(crate) struct Contender<'a> {
+    name: String,
+    task: Box<dyn Task + 'a>,
+    error: f64,
+    fault: Option<String>,
+    seconds: Vec<f64>,
+}
+
+trait Task {
+    fn run(&mut self);
+    fn values(&mut self) -> Vec<f32>;
+}
+
+struct Closures<O, R, V> {
+    output: O,
+    run: R,
+    values: V,
+}
+
+impl<O, R: FnMut(&mut O), V: FnMut(&O) -> Vec<f32>> Task for Closures<O, R, V> {
+    fn run(&mut self) {
+        (self.run)(&mut self.output);
+        black_box(&mut self.output);
+    }
+
+    fn values(&mut self) -> Vec<f32> {
+        (self.values)(&self.output)
+    }
+}
+
+impl<'a> Contender<'a> {
+    /// `run` is what is timed and leaves its result in `output`; `values` shows the result as f32 values.
+    pub(crate) fn new<O: 'a>(
+        name: impl Into<String>,
+        output: O,
+        run: impl FnMut(&mut O) + 'a,
+        values: impl FnMut(&O) -> Vec<f32> + 'a,
+    ) -> Self {
+        let task = Box::new(Closures { output, run, values });
+        Self { name: name.into(), task, error: f64::NAN, fault: None, seconds: Vec::new() }
+    }
+
+    /// The same under another name.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Runs once; whoever is further than `tolerance` from the reference takes no part.
+    pub(crate) fn check(&mut self, reference: &[f32], tolerance: f64) {
+        self.task.run();
+        let values = self.task.values();
+        self.error = relative_error(&values[..reference.len().min(values.len())], reference);
+        if self.error.is_nan() || self.error > tolerance {
+            self.fault = Some(format!("wrong result: relative error {:.2e}", self.error));
+        }
+    }
+
+    /// One turn: some runs to warm up, then as many timed ones as fit.
+    pub(crate) fn turn(&mut self) {
+        if self.fault.is_some() {
+            return;
+        }
+        std::thread::sleep(REST);
+        let start = Instant::now();
+        while start.elapsed() < TURN / 6 {
+            self.task.run();
+        }
+        let start = Instant::now();
+        while start.elapsed() < TURN {
+            let clock = Instant::now();
+            self.task.run();
+            self.seconds.push(clock.elapsed().as_secs_f64());
+        }
+    }
+
+    pub(crate) fn result(mut self) -> Measured {
+        let best = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        let timed = !self.seconds.is_empty();
+        Measured {
+            name: self.name,
+            seconds: timed.then(|| median(&mut self.seconds)),
+            best: timed.then_some(best),
+            runs: self.seconds.len(),
+            error: self.error.is_finite().then_some(self.error),
+            not_measured: self.fault,
+        }
+    }
+}
+
+/// The middle value; 0 for none.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// Norm of the difference over norm of the reference; NaN if there are not as many values.
+fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
+    if values.len() != reference.len() {
+        return f64::NAN;
+    }
+    let norm = |squares: f64| squares.sqrt();
+    let difference: f64 = values.iter().zip(reference).map(|(v, r)| f64::from(v - r).powi(2)).sum();
+    let size: f64 = reference.iter().map(|r| f64::from(*r).powi(2)).sum();
+    norm(difference) / norm(size)
+}
