@@ -66,7 +66,7 @@ impl PackedWeight {
                     format!("8-bit activations need integer codes, and this weight holds {}", weight.form());
                 return Err(WeightError::Unsupported { reason });
             }
-            codes.check()?;
+            check_scale(codes)?;
         }
         let arranged = match weight.layout() {
             Layout::Dense => Arranged::Dense(dense(weight, activations)),
@@ -136,7 +136,7 @@ impl PackedWeight {
     /// When the lengths do not fit.
     pub fn matmul_into(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), WeightError> {
         let (rows, cols) = (self.rows(), self.cols());
-        let batch = if rows > 0 { y.len() / rows } else { 0 };
+        let batch = y.len().checked_div(rows).unwrap_or(0);
         WeightError::check_len("outputs", batch * rows, y.len())?;
         if rows > 0 {
             WeightError::check_len("activations", batch * cols, x.len())?;
@@ -163,6 +163,18 @@ impl PackedWeight {
     }
 }
 
+/// A static scale is positive, and so is its inverse.
+fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
+    match codes {
+        ActivationCodes::Static { scale, .. }
+            if !(scale > 0.0 && scale.is_finite() && (1.0 / scale).is_finite()) =>
+        {
+            Err(WeightError::Scale { index: 0, value: scale })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
     let (rows, cols) = (weight.rows(), weight.cols());
     let grid = weight.form().grid();
@@ -174,15 +186,15 @@ fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
     let mut code_sums = Vec::new();
     let (storage, data): (Storage, Aligned) = match weight.values() {
         Values::F32(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], f32::to_le_bytes);
             (Storage::F32, floats(Storage::F32, &row))
         }
         Values::F16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::f16::to_le_bytes);
             (Storage::F16, floats(Storage::F16, &row))
         }
         Values::Bf16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::bf16::to_le_bytes);
             (Storage::Bf16, floats(Storage::Bf16, &row))
         }
         Values::F8 { codes, .. } => {

@@ -39,7 +39,7 @@ pub(crate) enum SparseValues {
 /// A sparse weight.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SparseRows {
-    pub(super) rows: usize,
+    outputs: usize,
     pub(super) cols: usize,
     /// `[row][block]`: bit `i` is column `64 · block + i`.
     pub(super) masks: Vec<u64>,
@@ -84,7 +84,7 @@ impl SparseRows {
             SparseValues::F16(v) | SparseValues::Bf16(v) => v.resize(next + SLACK, 0),
             SparseValues::Int { codes, .. } => codes.resize(next + SLACK, 0),
         }
-        Self { rows, cols, masks, starts, values, code_sums }
+        Self { outputs: rows, cols, masks, starts, values, code_sums }
     }
 
     pub(super) fn blocks(&self) -> usize {
@@ -110,7 +110,7 @@ impl SparseRows {
 pub(super) struct Rows<'a, T> {
     /// `[row][block · 64]`, zero beyond the last column.
     pub(super) x: &'a [T],
-    pub(super) rows: usize,
+    pub(super) count: usize,
     pub(super) width: usize,
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn float_product(
     let padded = if width == weight.cols { None } else { Some(pad(x, batch, weight.cols, width)) };
     let x = padded.as_deref().unwrap_or(x);
     for_each_row(weight, batch, epilogue, y, |row, first, sums| {
-        let x = Rows { x: &x[first * width..(first + sums.len()) * width], rows: sums.len(), width };
+        let x = Rows { x: &x[first * width..(first + sums.len()) * width], count: sums.len(), width };
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => sparse_avx512::float_row(proof, weight, row, &x, sums),
@@ -173,7 +173,7 @@ pub(crate) fn int_product(
         codes.chunks_mut(width).zip(&mut rows).enumerate().for_each(quantize_row);
     }
     for_each_row(weight, batch, epilogue, y, |row, first, sums| {
-        let x = Rows { x: &codes[first * width..(first + sums.len()) * width], rows: sums.len(), width };
+        let x = Rows { x: &codes[first * width..(first + sums.len()) * width], count: sums.len(), width };
         let mut exact = [0i32; ROWS];
         sums.fill(0.0);
         let mut value = weight.starts[row];
@@ -205,7 +205,7 @@ fn for_each_row(
     y: &mut [f32],
     work: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
-    let output = Output::new(y, batch, weight.rows);
+    let output = Output::new(y, batch, weight.outputs);
     let task = |row: usize| {
         for first in (0..batch).step_by(ROWS) {
             let mut sums = [0f32; ROWS];
@@ -222,11 +222,11 @@ fn for_each_row(
             }
         }
     };
-    if batch * weight.rows * weight.cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
-        (0..weight.rows).for_each(task);
+    if batch * weight.outputs * weight.cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+        (0..weight.outputs).for_each(task);
     } else {
         // a run of rows of one cache line of outputs
-        (0..weight.rows).into_par_iter().with_min_len(16).for_each(task);
+        (0..weight.outputs).into_par_iter().with_min_len(16).for_each(task);
     }
 }
 

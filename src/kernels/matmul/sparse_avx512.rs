@@ -44,7 +44,7 @@ pub(super) fn int_blocks(
     sums: &mut [i32],
 ) -> usize {
     let SparseValues::Int { codes, .. } = &weight.values else { return next };
-    assert!(sums.len() == x.rows && x.x.len() >= x.rows * x.width && x.width >= blocks.end * BLOCK);
+    assert!(sums.len() == x.count && x.x.len() >= x.count * x.width && x.width >= blocks.end * BLOCK);
     let masks = &weight.row_masks(row)[blocks.clone()];
     let x_at = x.x[blocks.start * BLOCK..].as_ptr();
     let width = x.width;
@@ -52,9 +52,9 @@ pub(super) fn int_blocks(
     // the blocks; `SparseRows::new` holds as many codes as the masks have bits, and a register more.
     unsafe {
         if *EXPANDS_BYTES {
-            by_rows!(x.rows, int_rows, (masks, &codes[next..], x_at, width, sums));
+            by_rows!(x.count, int_rows, (masks, &codes[next..], x_at, width, sums));
         } else {
-            by_rows!(x.rows, int_rows_by_lanes, (masks, &codes[next..], x_at, width, sums));
+            by_rows!(x.count, int_rows_by_lanes, (masks, &codes[next..], x_at, width, sums));
         }
     }
     next + masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>()
@@ -130,7 +130,7 @@ const INT: u8 = 3;
 
 /// Sums of a row of any values.
 pub(super) fn float_row(_: Avx512, weight: &SparseRows, row: usize, x: &Rows<'_, f32>, sums: &mut [f32]) {
-    assert!(sums.len() == x.rows && x.x.len() >= x.rows * x.width && x.width >= weight.blocks() * BLOCK);
+    assert!(sums.len() == x.count && x.x.len() >= x.count * x.width && x.width >= weight.blocks() * BLOCK);
     let (masks, mut next) = (weight.row_masks(row), weight.starts[row]);
     let (at, width) = (x.x.as_ptr(), x.width);
     // SAFETY: the token proves that the instructions exist. The rows of `x` are `width` long and hold all blocks;
@@ -138,13 +138,13 @@ pub(super) fn float_row(_: Avx512, weight: &SparseRows, row: usize, x: &Rows<'_,
     unsafe {
         match &weight.values {
             SparseValues::F32(v) => {
-                by_rows!(x.rows, float_rows_f32, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums))
+                by_rows!(x.count, float_rows_f32, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums));
             }
             SparseValues::F16(v) => {
-                by_rows!(x.rows, float_rows_f16, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums))
+                by_rows!(x.count, float_rows_f16, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums));
             }
             SparseValues::Bf16(v) => {
-                by_rows!(x.rows, float_rows_bf16, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums));
+                by_rows!(x.count, float_rows_bf16, (masks, v[next..].as_ptr().cast(), at, width, 1.0, sums));
             }
             SparseValues::Int { codes, scales, group } => {
                 let groups = weight.cols.div_ceil(*group);
@@ -156,7 +156,7 @@ pub(super) fn float_row(_: Avx512, weight: &SparseRows, row: usize, x: &Rows<'_,
                     let masks = &masks[blocks.clone()];
                     let at = at.add(blocks.start * BLOCK);
                     by_rows!(
-                        x.rows,
+                        x.count,
                         float_rows_int,
                         (masks, codes[next..].as_ptr().cast(), at, width, scale, sums)
                     );

@@ -45,7 +45,7 @@ impl<'a> Zeros<'a> {
 
     /// From a group on.
     #[inline(always)]
-    pub(super) fn from_group(self, group: usize) -> Zeros<'a> {
+    pub(super) fn of_group(self, group: usize) -> Zeros<'a> {
         match self {
             Self::All(zero) => Self::All(zero),
             Self::Each(zeros) => Self::Each(&zeros[group * PANEL..]),
