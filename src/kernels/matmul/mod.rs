@@ -14,6 +14,9 @@ mod output;
 pub(crate) mod panels;
 mod portable;
 mod product;
+pub(crate) mod slices;
+#[cfg(target_arch = "x86_64")]
+mod slices_avx512;
 pub(crate) mod sparse;
 #[cfg(target_arch = "x86_64")]
 mod sparse_avx512;

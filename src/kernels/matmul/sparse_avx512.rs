@@ -1,20 +1,14 @@
 //! Rows of sparse weights in AVX-512: the processor spreads kept values out to where their columns are.
 
 use std::arch::x86_64::{
-    __m512, __m512i, __mmask16, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_expand_epi8,
-    _mm512_maskz_expand_ps, _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_add_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+    __m512, __mmask16, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32,
 };
-use std::ops::Range;
-use std::sync::LazyLock;
 
 use super::sparse::{BLOCK, ROWS, Rows, SparseRows, SparseValues};
 use crate::kernels::level::Avx512;
-
-/// Whether bytes can be spread out, which is not part of the level.
-static EXPANDS_BYTES: LazyLock<bool> = LazyLock::new(|| is_x86_feature_detected!("avx512vbmi2"));
 
 /// Calls `$function::<ROWS, CHAINS>` for the number of rows of activations.
 macro_rules! by_rows {
@@ -33,94 +27,9 @@ macro_rules! by_rows {
     };
 }
 
-/// Sums of some blocks of a row of codes; gives the index of the value after them.
-pub(super) fn int_blocks(
-    _: Avx512,
-    weight: &SparseRows,
-    row: usize,
-    blocks: Range<usize>,
-    next: usize,
-    x: &Rows<'_, u8>,
-    sums: &mut [i32],
-) -> usize {
-    let SparseValues::Int { codes, .. } = &weight.values else { return next };
-    assert!(sums.len() == x.count && x.x.len() >= x.count * x.width && x.width >= blocks.end * BLOCK);
-    let masks = &weight.row_masks(row)[blocks.clone()];
-    let x_at = x.x[blocks.start * BLOCK..].as_ptr();
-    let width = x.width;
-    // SAFETY: the token proves the level, and the flag the instruction beyond it. The rows of `x` are `width` long and hold
-    // the blocks; `SparseRows::new` holds as many codes as the masks have bits, and a register more.
-    unsafe {
-        if *EXPANDS_BYTES {
-            by_rows!(x.count, int_rows, (masks, &codes[next..], x_at, width, sums));
-        } else {
-            by_rows!(x.count, int_rows_by_lanes, (masks, &codes[next..], x_at, width, sums));
-        }
-    }
-    next + masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>()
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,popcnt")]
-unsafe fn int_rows<const N: usize, const CHAINS: usize>(
-    masks: &[u64],
-    codes: &[i8],
-    x: *const u8,
-    width: usize,
-    sums: &mut [i32],
-) {
-    let mut chains = [[_mm512_setzero_si512(); N]; CHAINS];
-    let mut value = codes.as_ptr();
-    for (turn, masks) in masks.chunks(CHAINS).enumerate() {
-        for (chain, (sums, mask)) in chains.iter_mut().zip(masks).enumerate() {
-            // SAFETY: the caller's promise: a value for every bit and 64 more, and 64 activations for every mask.
-            unsafe {
-                let weights = _mm512_maskz_expand_epi8(*mask, _mm512_loadu_si512(value.cast()));
-                value = value.add(mask.count_ones() as usize);
-                let x = x.add((turn * CHAINS + chain) * BLOCK);
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let x: __m512i = _mm512_loadu_si512(x.add(row * width).cast());
-                    *sum = _mm512_dpbusd_epi32(*sum, x, weights);
-                }
-            }
-        }
-    }
-    for (row, sum) in sums.iter_mut().enumerate() {
-        let all = chains.iter().fold(_mm512_setzero_si512(), |all, sums| _mm512_add_epi32(all, sums[row]));
-        *sum = _mm512_reduce_add_epi32(all);
-    }
-}
-
-/// Without the instruction that spreads bytes: 16 columns at a time, in lanes of 32 bits.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,popcnt")]
-unsafe fn int_rows_by_lanes<const N: usize, const CHAINS: usize>(
-    masks: &[u64],
-    codes: &[i8],
-    x: *const u8,
-    width: usize,
-    sums: &mut [i32],
-) {
-    use std::arch::x86_64::{_mm512_cvtepu8_epi32, _mm512_maskz_expand_epi32, _mm512_mullo_epi32};
-    let mut all = [_mm512_setzero_si512(); N];
-    let mut value = codes.as_ptr();
-    for (block, mask) in masks.iter().enumerate() {
-        for quarter in 0..4 {
-            let lanes = (mask >> (quarter * 16)) as __mmask16;
-            // SAFETY: as above, 16 at a time.
-            unsafe {
-                let packed = _mm512_cvtepi8_epi32(_mm_loadu_si128(value.cast()));
-                let weights = _mm512_maskz_expand_epi32(lanes, packed);
-                value = value.add(lanes.count_ones() as usize);
-                for (row, sum) in all.iter_mut().enumerate() {
-                    let x = x.add(row * width + block * BLOCK + quarter * 16);
-                    let x = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
-                    *sum = _mm512_add_epi32(*sum, _mm512_mullo_epi32(x, weights));
-                }
-            }
-        }
-    }
-    for (sum, all) in sums.iter_mut().zip(all) {
-        *sum = _mm512_reduce_add_epi32(all);
-    }
+#[target_feature(enable = "popcnt")]
+fn count_ones(masks: &[u64]) -> usize {
+    masks.iter().map(|mask| mask.count_ones() as usize).sum()
 }
 
 const F32: u8 = 0;
@@ -160,7 +69,7 @@ pub(super) fn float_row(_: Avx512, weight: &SparseRows, row: usize, x: &Rows<'_,
                         float_rows_int,
                         (masks, codes[next..].as_ptr().cast(), at, width, scale, sums)
                     );
-                    next += masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
+                    next += count_ones(masks);
                 }
             }
         }
