@@ -3,7 +3,6 @@
 
 mod common;
 #[path = "common/models.rs"]
-#[allow(dead_code)]
 mod models;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -140,7 +139,9 @@ fn errors_name_positions_in_the_whole_tensor() {
     let _turn = turn();
     let source = |at: &[(usize, f32)]| {
         let mut values = values(2100 * 9, 4);
-        at.iter().for_each(|(index, value)| values[*index] = *value);
+        for (index, value) in at {
+            values[*index] = *value;
+        }
         let tensors: [StoredTensor; 2] = [
             weight("a.weight", DType::F32, &[301, 70]),
             stored("b.weight", DType::F32, &[2100, 9], floats(DType::F32, &values)),
