@@ -13,8 +13,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tersor::{
-    Bits, Checkpoint, CodeType, DType, FloatCast, Granularity, Observer, Plan, Precision, PresetOptions,
-    Recipe, RoundToNearest, Run, Step, StoredTensor,
+    Bits, Checkpoint, CodeType, CpuLevel, DType, FloatCast, Granularity, Observer, Plan, Precision,
+    PresetOptions, Recipe, RoundToNearest, Run, Step, StoredTensor,
 };
 
 use common::{Folder, stored};
@@ -124,10 +124,15 @@ fn blocks_of_any_size_write_the_same_bytes_and_figures() {
             let recipe = recipe.clone().format(tersor::OutputFormat::Tersor);
             let (bytes, run) = go(&source, &recipe, 1, Some(usize::MAX)).unwrap();
             assert!(!run.layers.is_empty() || dtype == DType::BF16, "{recipe:?}");
-            for (threads, block) in [(3, Some(0)), (2, Some(40_000)), (1, None)] {
+            let levels = CpuLevel::ALL.map(|level| level.min(CpuLevel::detected()));
+            for ((threads, block), level) in
+                [(3, Some(0)), (2, Some(40_000)), (1, None)].into_iter().zip(levels)
+            {
+                level.set_current().unwrap();
                 let (other, other_run) = go(&source, &recipe, threads, block).unwrap();
-                assert!(bytes == other, "{dtype:?}, {threads} threads, {block:?}: {recipe:?}");
-                assert_eq!(run, other_run, "{dtype:?}, {threads} threads, {block:?}: {recipe:?}");
+                let how = format!("{dtype:?}, {threads} threads, {block:?}, {level}: {recipe:?}");
+                assert!(bytes == other, "{how}");
+                assert_eq!(run, other_run, "{how}");
             }
         }
     }

@@ -7,9 +7,9 @@ use super::values::Values;
 use super::{CompressedWeight, WeightError, matrix_shape};
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
-use crate::kernels::matmul::slices::Slices;
-use crate::kernels::matmul::sparse::{SparseRows, SparseValues};
-use crate::kernels::matmul::{self, ActivationCodes, Epilogue};
+use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
+use crate::kernels::matmul::sparse::slices::Slices;
+use crate::kernels::matmul::{self, ActivationCodes, Epilogue, sparse as sparse_kernels};
 
 const TWO_OF_FOUR: NofM = NofM::new(2, 4).expect("2 ≤ 4");
 
@@ -159,9 +159,9 @@ impl PackedWeight {
             (Arranged::Dense(panels), Activations::Int8(codes)) => {
                 matmul::int_product(isa, panels, x, batch, codes, epilogue, y);
             }
-            (Arranged::Sparse(rows), _) => matmul::sparse::float_product(isa, rows, x, batch, epilogue, y),
+            (Arranged::Sparse(rows), _) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
             (Arranged::Slices(slices), Activations::Int8(codes)) => {
-                matmul::slices::product(isa, slices, x, batch, codes, epilogue, y);
+                sparse_kernels::slices::product(isa, slices, x, batch, codes, epilogue, y);
             }
             (Arranged::Slices(_), Activations::Float) => {
                 unreachable!("slices are made for 8-bit activations")
@@ -260,7 +260,7 @@ fn sparse(weight: &CompressedWeight) -> Result<SparseRows, WeightError> {
     let grid = weight.form().grid();
     let integers = match weight.values() {
         Values::Int { scales, .. } => {
-            let whole = |grid: &ScaleGrid| whole_groups(*grid, cols, matmul::sparse::BLOCK);
+            let whole = |grid: &ScaleGrid| whole_groups(*grid, cols, sparse_kernels::rows::BLOCK);
             grid.filter(|grid| scales.zero_points().is_none() && whole(grid))
         }
         _ => None,

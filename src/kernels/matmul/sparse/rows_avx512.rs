@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_slli_epi32,
 };
 
-use super::sparse::{BLOCK, ROWS, Rows, SparseRows, SparseValues};
+use super::rows::{BLOCK, ROWS, Rows, SparseRows, SparseValues};
 use crate::kernels::level::Avx512;
 
 /// Calls `$function::<ROWS, CHAINS>` for the number of rows of activations.

@@ -7,11 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activations::{ActivationCodes, quantize};
-use super::output::Output;
-use super::panels::Aligned;
-use super::product::{Epilogue, PARALLEL_MIN_WORK};
 use crate::kernels::level::Isa;
+use crate::kernels::matmul::activations::{ActivationCodes, quantize};
+use crate::kernels::matmul::output::Output;
+use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::matmul::product::{Epilogue, PARALLEL_MIN_WORK};
 
 #[cfg(target_arch = "x86_64")]
 use super::slices_avx512;

@@ -3,13 +3,13 @@
 
 use rayon::prelude::*;
 
-use super::output::Output;
-use super::panels::Aligned;
-use super::product::{Epilogue, PARALLEL_MIN_WORK};
 use crate::kernels::level::Isa;
+use crate::kernels::matmul::output::Output;
+use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::matmul::product::{Epilogue, PARALLEL_MIN_WORK};
 
 #[cfg(target_arch = "x86_64")]
-use super::sparse_avx512;
+use super::rows_avx512;
 
 /// Columns of a block: the bits of a word of the bitmask.
 pub(crate) const BLOCK: usize = 64;
@@ -111,7 +111,7 @@ pub(super) struct Rows<'a, T> {
 ///
 /// # Shapes
 /// `x` is `[batch, cols]`, `y` is `[batch, rows]`.
-pub(crate) fn float_product(
+pub(crate) fn product(
     isa: Isa,
     weight: &SparseRows,
     x: &[f32],
@@ -127,7 +127,7 @@ pub(crate) fn float_product(
         let x = Rows { x: &x[first * width..(first + count) * width], count, width };
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(proof) => sparse_avx512::float_row(proof, weight, row, &x, sums),
+            Isa::Avx512(proof) => rows_avx512::float_row(proof, weight, row, &x, sums),
             _ => float_row(weight, row, &x, sums),
         }
     });
