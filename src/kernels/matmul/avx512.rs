@@ -412,6 +412,7 @@ pub(super) fn decode(
 ) {
     assert!(out.len() >= codes.len() / storage.block_bytes() * BLOCK * PANEL);
     assert!(scales.is_empty() || scales.len() >= PANEL);
+    zeros.check(1);
     // SAFETY: the token proves that the instructions exist, and the lengths were checked.
     unsafe {
         match storage {

@@ -307,7 +307,7 @@ impl<'a> Schedule<'a> {
 
     fn run(&self, y: &mut [f32], work: impl Fn(&mut Scratch, &At<'_>) + Sync) {
         let panels = self.panels.panels();
-        let macs = self.batch * self.panels.rows * self.panels.columns.cols();
+        let macs = self.batch.saturating_mul(self.panels.rows).saturating_mul(self.panels.columns.cols());
         let threads = if macs < PARALLEL_MIN_WORK { 1 } else { rayon::current_num_threads() };
         // neighbouring panels follow each other in memory: long runs, but enough of them to even out the threads
         let even = panels.div_ceil(threads * 4).max(1);

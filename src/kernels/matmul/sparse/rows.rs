@@ -160,7 +160,9 @@ fn for_each_row(
         }
     };
     let runs = weight.outputs.div_ceil(RUN);
-    if batch * weight.outputs * weight.cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+    if batch.saturating_mul(weight.outputs).saturating_mul(weight.cols) < PARALLEL_MIN_WORK
+        || rayon::current_num_threads() == 1
+    {
         (0..runs).for_each(task);
     } else {
         (0..runs).into_par_iter().for_each(task);

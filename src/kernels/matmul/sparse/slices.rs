@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::activations::{ActivationCodes, quantize};
 use crate::kernels::matmul::output::Output;
-use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::matmul::panels::{Aligned, exact_group};
 use crate::kernels::matmul::product::{Epilogue, PARALLEL_MIN_WORK};
 
 #[cfg(target_arch = "x86_64")]
@@ -24,9 +24,6 @@ pub(super) const STEP: usize = LANES * 4;
 
 /// Columns whose number within their window fits a byte.
 const WINDOW: usize = 256;
-
-/// Most columns whose products cannot overflow an `i32`: `(255 + 255) · 128 · 32,768 < 2^31`.
-const MAX_GROUP: usize = 1 << 15;
 
 /// Columns of two groups of a 2:4 row, of which a step takes all that is kept; four steps share a word of positions.
 const PAIR: usize = 8;
@@ -81,7 +78,7 @@ impl Slices {
         row: RowOfCodes<'_>,
         scale: impl Fn(usize, usize) -> f32,
     ) -> Self {
-        let group = group.clamp(1, MAX_GROUP).min(cols.max(1));
+        let group = exact_group(group, cols, Self::GROUP);
         let groups = cols.div_ceil(group);
         let slices = outputs.div_ceil(LANES);
         let mut scales = vec![0f32; slices * groups * LANES];
@@ -250,7 +247,9 @@ pub(crate) fn product(
         }
     };
     let runs = weight.outputs.div_ceil(LANES * RUN);
-    if batch * weight.outputs * cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+    if batch.saturating_mul(weight.outputs).saturating_mul(cols) < PARALLEL_MIN_WORK
+        || rayon::current_num_threads() == 1
+    {
         (0..runs).for_each(task);
     } else {
         (0..runs).into_par_iter().for_each(task);
