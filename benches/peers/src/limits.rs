@@ -4,8 +4,8 @@
 //! VNNI is needed; where it is missing there are no limits, and the table's shares stay empty.
 
 use std::arch::x86_64::{
-    __m512i, _mm_sfence, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_set1_epi8, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_stream_si512, _mm512_xor_si512,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_set1_epi8,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_stream_si512, _mm512_xor_si512,
 };
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -18,11 +18,14 @@ const LINE: usize = 64;
 /// Footprint of a cold read: many times the largest cache.
 const COLD_BYTES: usize = 512 << 20;
 
+/// Lines that a read is fetched ahead of its use, where it is.
+const AHEAD: usize = 32;
+
 /// Enough independent accumulators to hide the latency of a multiply-add.
 const ACCUMULATORS: usize = 24;
 
 /// Times that each limit is measured; the fastest counts, since a limit is the most that the machine can do.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 
 /// The limits that have been asked for, by name, in units a second.
 pub(crate) struct Limits {
@@ -53,13 +56,15 @@ impl Limits {
             let share = (footprint / LINE / threads).next_multiple_of(4);
             let repeats = (256 << 20) / footprint + 1;
             let mut buffers: Vec<Buffer> = (0..threads).map(|_| Buffer::new(share)).collect();
-            let seconds = together(&mut buffers, |buffer| {
-                for _ in 0..repeats {
-                    // SAFETY: `rate` has checked that the machine has AVX-512.
-                    unsafe { read(buffer) }
-                }
-            });
-            (share * LINE * threads * repeats) as f64 / seconds
+            let mut seconds = |fetch| {
+                together(&mut buffers, |buffer| {
+                    for _ in 0..repeats {
+                        // SAFETY: `rate` has checked that the machine has AVX-512.
+                        unsafe { if fetch { read::<true>(buffer) } else { read::<false>(buffer) } }
+                    }
+                })
+            };
+            (share * LINE * threads * repeats) as f64 / seconds(false).min(seconds(true))
         })?;
         Some(bytes as f64 / (rate * 1e9))
     }
@@ -82,6 +87,18 @@ impl Limits {
                 best = best.min(seconds);
             }
             (steps * R * LINE * threads) as f64 / best
+        })?;
+        Some(bytes as f64 / (rate * 1e9))
+    }
+
+    /// Seconds to read `bytes` in memory, and write other values in their place.
+    pub(crate) fn update(&mut self, bytes: usize) -> Option<f64> {
+        let rate = self.rate("update in place, DRAM, GB/s".into(), |threads| {
+            let share = COLD_BYTES / LINE / threads;
+            let mut buffers: Vec<Buffer> = (0..threads).map(|_| Buffer::new(share)).collect();
+            // SAFETY: as above.
+            let seconds = together(&mut buffers, |buffer| unsafe { update(buffer) });
+            (share * LINE * threads) as f64 / seconds
         })?;
         Some(bytes as f64 / (rate * 1e9))
     }
@@ -174,14 +191,25 @@ impl Buffer {
 }
 
 #[target_feature(enable = "avx512f")]
-fn read(buffer: &Buffer) {
+fn read<const FETCH: bool>(buffer: &Buffer) {
     let mut sums = [_mm512_setzero_si512(); 4];
     for lines in buffer.lines().chunks_exact(4) {
         for (sum, line) in sums.iter_mut().zip(lines) {
+            if FETCH {
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast());
+            }
             *sum = _mm512_xor_si512(*sum, *line);
         }
     }
     black_box(sums);
+}
+
+#[target_feature(enable = "avx512f")]
+fn update(buffer: &mut Buffer) {
+    let change = black_box(_mm512_set1_epi8(1));
+    for line in buffer.lines_mut() {
+        *line = _mm512_xor_si512(*line, change);
+    }
 }
 
 #[target_feature(enable = "avx512f")]
