@@ -8,7 +8,7 @@ use crate::limits::Limits;
 const SIDE: usize = 4096;
 
 /// Bytes of weights that a cold product rotates over: many times the largest cache.
-pub(crate) const COLD_BYTES: usize = 512 << 20;
+pub(crate) const COLD_BYTES: usize = 256 << 20;
 
 /// One row of the table.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -117,6 +117,14 @@ impl Case {
             Operation::Int4Linear { .. } => 0.2,
             Operation::F32Linear { .. } => 1e-5,
             Operation::Prune { .. } => 0.0,
+        }
+    }
+
+    /// Runs before anything is timed: where there are many copies of a weight, so many that each has been used.
+    pub(crate) fn first_runs(&self) -> usize {
+        match self.operation {
+            Operation::Int8Linear { cold: true, .. } | Operation::Int4Linear { cold: true, .. } => 64,
+            _ => 1,
         }
     }
 

@@ -16,7 +16,10 @@ use std::time::Instant;
 const LINE: usize = 64;
 
 /// Footprint of a cold read: many times the largest cache.
-const COLD_BYTES: usize = 512 << 20;
+const COLD_BYTES: usize = 256 << 20;
+
+/// Parts of a buffer that a read goes through side by side, where it does.
+const PARTS: usize = 8;
 
 /// Lines that a read is fetched ahead of its use, where it is.
 const AHEAD: usize = 32;
@@ -53,18 +56,20 @@ impl Limits {
             _ => format!("read, {:.1} MiB, GB/s", footprint as f64 / f64::from(1 << 20)),
         };
         let rate = self.rate(name, |threads| {
-            let share = (footprint / LINE / threads).next_multiple_of(4);
-            let repeats = (256 << 20) / footprint + 1;
+            let share = (footprint / LINE / threads).next_multiple_of(4 * PARTS);
+            let repeats = (128 << 20) / footprint + 1;
             let mut buffers: Vec<Buffer> = (0..threads).map(|_| Buffer::new(share)).collect();
-            let mut seconds = |fetch| {
+            let mut seconds = |read: unsafe fn(&Buffer)| {
                 together(&mut buffers, |buffer| {
                     for _ in 0..repeats {
                         // SAFETY: `rate` has checked that the machine has AVX-512.
-                        unsafe { if fetch { read::<true>(buffer) } else { read::<false>(buffer) } }
+                        unsafe { read(buffer) }
                     }
                 })
             };
-            (share * LINE * threads * repeats) as f64 / seconds(false).min(seconds(true))
+            let best =
+                [read, read_ahead, read_parts].map(&mut seconds).into_iter().fold(f64::INFINITY, f64::min);
+            (share * LINE * threads * repeats) as f64 / best
         })?;
         Some(bytes as f64 / (rate * 1e9))
     }
@@ -191,14 +196,39 @@ impl Buffer {
 }
 
 #[target_feature(enable = "avx512f")]
-fn read<const FETCH: bool>(buffer: &Buffer) {
+fn read(buffer: &Buffer) {
     let mut sums = [_mm512_setzero_si512(); 4];
     for lines in buffer.lines().chunks_exact(4) {
         for (sum, line) in sums.iter_mut().zip(lines) {
-            if FETCH {
-                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast());
-            }
             *sum = _mm512_xor_si512(*sum, *line);
+        }
+    }
+    black_box(sums);
+}
+
+/// The same, and asks for what comes a little later.
+#[target_feature(enable = "avx512f")]
+fn read_ahead(buffer: &Buffer) {
+    let mut sums = [_mm512_setzero_si512(); 4];
+    for lines in buffer.lines().chunks_exact(4) {
+        for (sum, line) in sums.iter_mut().zip(lines) {
+            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast());
+            *sum = _mm512_xor_si512(*sum, *line);
+        }
+    }
+    black_box(sums);
+}
+
+/// The same in another order: a few lines of each part, so that as many streams are fetched ahead.
+#[target_feature(enable = "avx512f")]
+fn read_parts(buffer: &Buffer) {
+    let mut sums = [_mm512_setzero_si512(); 4];
+    let part = buffer.lines / PARTS;
+    for first in (0..part).step_by(4) {
+        for lines in buffer.lines().chunks_exact(part) {
+            for (sum, line) in sums.iter_mut().zip(&lines[first..first + 4]) {
+                *sum = _mm512_xor_si512(*sum, *line);
+            }
         }
     }
     black_box(sums);

@@ -46,7 +46,7 @@ fn work(threads: usize) -> Result<(), Failure> {
         let inputs = Inputs::new(&case);
         let mut contenders = inputs.contenders(&case, threads);
         for contender in &mut contenders {
-            contender.check(&inputs.reference, case.tolerance());
+            contender.check(&inputs.reference, case.tolerance(), case.first_runs());
         }
         answer(&Ready {
             unit: case.unit(),

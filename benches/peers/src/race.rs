@@ -87,9 +87,11 @@ impl<'a> Contender<'a> {
         Self { name: name.into(), ..self }
     }
 
-    /// Runs once; whoever is further than `tolerance` from the reference takes no part.
-    pub(crate) fn check(&mut self, reference: &[f32], tolerance: f64) {
-        self.timed_run();
+    /// Makes the first runs; whoever is further than `tolerance` from the reference takes no part.
+    pub(crate) fn check(&mut self, reference: &[f32], tolerance: f64, runs: usize) {
+        for _ in 0..runs {
+            self.timed_run();
+        }
         let values = self.task.values();
         self.error = relative_error(&values[..reference.len().min(values.len())], reference);
         if self.error.is_nan() || self.error > tolerance {
