@@ -8,10 +8,7 @@ use crate::limits::Limits;
 const SIDE: usize = 4096;
 
 /// Bytes of weights that a cold product rotates over: many times the largest cache.
-pub(crate) const COLD_BYTES: usize = 512 << 20;
-
-/// Footprint of a read that no cache holds.
-const DRAM_BYTES: usize = 512 << 20;
+pub(crate) const COLD_BYTES: usize = 256 << 20;
 
 /// One row of the table.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,13 +32,13 @@ pub(crate) enum Operation {
     Cast { from: Float, to: Float },
     /// `y = x · Wᵀ`, f32 in and out, int8 weights with one scale a row, activations quantized on the fly.
     Int8Linear { batch: usize, cold: bool },
-    /// The same with int4 weights in groups of 128 columns.
-    Int4Linear { batch: usize, cold: bool },
+    /// The same with int4 weights in groups of 128 columns, and activations in 8 bits or, if `float`, as they are.
+    Int4Linear { batch: usize, cold: bool, float: bool },
     /// The same in f32 throughout.
     F32Linear { batch: usize },
     /// The int8 product at batch 1 with pruned weights.
     SparseLinear { pattern: Pattern },
-    /// The exact threshold that drops half of all magnitudes of several tensors, and the pruned copies.
+    /// The exact threshold that drops half of all magnitudes of several tensors, and the tensors pruned in place.
     Prune { tensors: usize },
 }
 
@@ -55,8 +52,6 @@ pub(crate) enum Float {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Pattern {
-    #[serde(rename = "dense")]
-    Dense,
     #[serde(rename = "90 %")]
     NinetyPercent,
     #[serde(rename = "2:4")]
@@ -81,17 +76,17 @@ pub(crate) fn all() -> Vec<Case> {
     );
     cases.extend([1, 8, 32, 128, 512].map(|batch| square(Operation::Int8Linear { batch, cold: false })));
     cases.push(square(Operation::Int8Linear { batch: 1, cold: true }));
-    for (cols, rows) in [(768, 3072), (384, 1536)] {
-        cases.extend([1, 8, 32, 128].map(|batch| {
-            let operation = Operation::Int8Linear { batch, cold: false };
+    for (cols, rows, batches) in [(768, 3072, [1, 32, 128].as_slice()), (384, 1536, &[1, 32])] {
+        cases.extend(batches.iter().map(|batch| {
+            let operation = Operation::Int8Linear { batch: *batch, cold: false };
             Case { operation, rows, cols }
         }));
     }
     cases.extend(
-        [(1, false), (1, true), (128, false)]
-            .map(|(batch, cold)| square(Operation::Int4Linear { batch, cold })),
+        [(1, false, false), (1, true, false), (128, false, false), (1, false, true), (128, false, true)]
+            .map(|(batch, cold, float)| square(Operation::Int4Linear { batch, cold, float })),
     );
-    cases.extend([1, 8, 32, 128, 512].map(|batch| square(Operation::F32Linear { batch })));
+    cases.extend([1, 32, 512].map(|batch| square(Operation::F32Linear { batch })));
     cases.extend(
         [Pattern::NinetyPercent, Pattern::TwoOfFour]
             .map(|pattern| square(Operation::SparseLinear { pattern })),
@@ -125,6 +120,14 @@ impl Case {
         }
     }
 
+    /// Runs before anything is timed: where there are many copies of a weight, so many that each has been used.
+    pub(crate) fn first_runs(&self) -> usize {
+        match self.operation {
+            Operation::Int8Linear { cold: true, .. } | Operation::Int4Linear { cold: true, .. } => 64,
+            _ => 1,
+        }
+    }
+
     /// Unit of the table's figures.
     pub(crate) fn unit(&self) -> &'static str {
         match self.operation {
@@ -154,40 +157,34 @@ impl Case {
         }
     }
 
-    /// The least seconds that the machine needs: the slower of moving the bytes and doing the arithmetic. `None` where there
-    /// is no plain bound, or the limit cannot be measured here.
-    pub(crate) fn floor(&self, limits: &mut Limits) -> Option<f64> {
+    /// The least seconds that the machine needs: the slower of moving the bytes and doing the arithmetic. `weight` is the
+    /// bytes of a product's weight, as tersor holds it. `None` where there is no plain bound, or the limit cannot be measured
+    /// here.
+    pub(crate) fn floor(&self, limits: &mut Limits, weight: usize) -> Option<f64> {
         let bytes = self.values() * 4;
         match self.operation {
-            Operation::Quantize { bits: 8, .. } => limits.stream::<4, 1>(bytes),
-            Operation::Quantize { .. } => limits.stream::<8, 1>(bytes),
+            // codes, and one scale of four bytes for every group
+            Operation::Quantize { bits: 8, group: Some(32) } => limits.stream::<32, 9>(bytes),
+            Operation::Quantize { bits: 8, group: Some(_) } => limits.stream::<128, 33>(bytes),
+            Operation::Quantize { bits: 8, group: None } => limits.stream::<4, 1>(bytes),
+            Operation::Quantize { .. } => limits.stream::<128, 17>(bytes),
             Operation::QuantizeMse { .. } => None,
             Operation::Cast { from: Float::F32, .. } => limits.stream::<2, 1>(bytes),
             Operation::Cast { .. } => limits.stream::<1, 2>(bytes / 2),
-            Operation::Int8Linear { batch, cold } => {
-                product(limits.read(self.values(), cold), limits.int8(self.ops(batch)))
+            Operation::Int4Linear { batch, cold, float: true } => {
+                product(limits.read(weight, cold), limits.f32(self.ops(batch)))
             }
-            Operation::Int4Linear { batch, cold } => {
-                let with_scales = self.values() / 2 + self.values() / 128 * 4;
-                product(limits.read(with_scales, cold), limits.int8(self.ops(batch)))
+            Operation::Int8Linear { batch, cold } | Operation::Int4Linear { batch, cold, float: false } => {
+                product(limits.read(weight, cold), limits.int8(self.ops(batch)))
             }
-            Operation::F32Linear { batch } => product(limits.read(bytes, false), limits.f32(self.ops(batch))),
-            Operation::SparseLinear { pattern } => {
-                let stored = match pattern {
-                    Pattern::Dense => self.values(),
-                    // a bit for every position, a byte for every value kept
-                    Pattern::NinetyPercent => self.values() / 8 + self.values() / 10,
-                    // two positions of two bits and two values for every four
-                    Pattern::TwoOfFour => self.values() / 8 + self.values() / 2,
-                };
-                limits.read(stored, false)
+            Operation::F32Linear { batch } => {
+                product(limits.read(weight, false), limits.f32(self.ops(batch)))
             }
-            // one pass to find the threshold, one to write what is kept
+            Operation::SparseLinear { .. } => limits.read(weight, false),
+            // one pass to find the threshold, one to zero what is dropped
             Operation::Prune { tensors } => {
                 let all = bytes * tensors;
-                let passes = [limits.read(DRAM_BYTES, true), limits.stream::<1, 1>(DRAM_BYTES)];
-                let [read, copy] = passes.map(|s| s.map(|s| s * all as f64 / DRAM_BYTES as f64));
-                Some(read? + copy?)
+                Some(limits.read(all, true)? + limits.update(all)?)
             }
         }
     }

@@ -10,7 +10,7 @@ const CHECKED: usize = 8;
 /// Values that are close to normal, with variance one.
 pub(crate) fn normal(count: usize, seed: u64) -> Vec<f32> {
     const CHUNK: usize = 1 << 16;
-    let mut values = vec![0.0f32; count];
+    let mut values = filled(count, 0.0f32);
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
         let mut state =
             seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (chunk as u64 + 1).wrapping_mul(0xd1b5_4a32_d192_ed03);
@@ -21,6 +21,19 @@ pub(crate) fn normal(count: usize, seed: u64) -> Vec<f32> {
         // twelve uniform values have variance one together
         values.fill_with(|| (0..12).map(|_| uniform()).sum());
     });
+    values
+}
+
+/// Equal values, in huge pages where the system has them, as numpy's arrays are; all contenders written in Rust use it.
+pub(crate) fn filled<T: Clone>(count: usize, value: T) -> Vec<T> {
+    let mut values = Vec::with_capacity(count);
+    let start = values.as_mut_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(4096), start + count * size_of::<T>());
+    if first < end {
+        // SAFETY: whole pages of this vector's own memory, or its last one; `madvise` does not change what they hold.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
+    values.resize(count, value);
     values
 }
 
@@ -54,7 +67,6 @@ pub(crate) fn int8(values: &[f32]) -> (Vec<i8>, f32) {
 /// Sets to zero what a pattern drops: the smallest nine tenths of all magnitudes, or two of every four.
 pub(crate) fn prune(weight: &mut [f32], pattern: Pattern) {
     match pattern {
-        Pattern::Dense => {}
         Pattern::NinetyPercent => {
             let mut magnitudes: Vec<f32> = weight.iter().map(|v| v.abs()).collect();
             let cut = magnitudes.len() * 9 / 10;
@@ -69,6 +81,14 @@ pub(crate) fn prune(weight: &mut [f32], pattern: Pattern) {
             }
         }
     }
+}
+
+/// Drops the smaller half of all magnitudes in place, the way of the standard library; of equal ones all stay.
+pub(crate) fn prune_half(values: &mut [f32], magnitudes: &mut Vec<f32>) {
+    magnitudes.clear();
+    magnitudes.extend(values.iter().map(|v| v.abs()));
+    let threshold = *magnitudes.select_nth_unstable_by(values.len() / 2, f32::total_cmp).1;
+    values.iter_mut().for_each(|v| *v = if v.abs() < threshold { 0.0 } else { *v });
 }
 
 /// The values without the smaller half of all magnitudes; of equal ones, those that come first stay.

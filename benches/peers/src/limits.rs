@@ -4,8 +4,8 @@
 //! VNNI is needed; where it is missing there are no limits, and the table's shares stay empty.
 
 use std::arch::x86_64::{
-    __m512i, _mm_sfence, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_set1_epi8, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_stream_si512, _mm512_xor_si512,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_set1_epi8,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_stream_si512, _mm512_xor_si512,
 };
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -16,13 +16,19 @@ use std::time::Instant;
 const LINE: usize = 64;
 
 /// Footprint of a cold read: many times the largest cache.
-const COLD_BYTES: usize = 512 << 20;
+const COLD_BYTES: usize = 256 << 20;
+
+/// Parts of a buffer that a read goes through side by side, where it does.
+const PARTS: usize = 8;
+
+/// Lines that a read is fetched ahead of its use, where it is.
+const AHEAD: usize = 32;
 
 /// Enough independent accumulators to hide the latency of a multiply-add.
 const ACCUMULATORS: usize = 24;
 
 /// Times that each limit is measured; the fastest counts, since a limit is the most that the machine can do.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 
 /// The limits that have been asked for, by name, in units a second.
 pub(crate) struct Limits {
@@ -50,16 +56,20 @@ impl Limits {
             _ => format!("read, {:.1} MiB, GB/s", footprint as f64 / f64::from(1 << 20)),
         };
         let rate = self.rate(name, |threads| {
-            let share = (footprint / LINE / threads).next_multiple_of(4);
-            let repeats = (256 << 20) / footprint + 1;
+            let share = (footprint / LINE / threads).next_multiple_of(4 * PARTS);
+            let repeats = (128 << 20) / footprint + 1;
             let mut buffers: Vec<Buffer> = (0..threads).map(|_| Buffer::new(share)).collect();
-            let seconds = together(&mut buffers, |buffer| {
-                for _ in 0..repeats {
-                    // SAFETY: `rate` has checked that the machine has AVX-512.
-                    unsafe { read(buffer) }
-                }
-            });
-            (share * LINE * threads * repeats) as f64 / seconds
+            let mut seconds = |read: unsafe fn(&Buffer)| {
+                together(&mut buffers, |buffer| {
+                    for _ in 0..repeats {
+                        // SAFETY: `rate` has checked that the machine has AVX-512.
+                        unsafe { read(buffer) }
+                    }
+                })
+            };
+            let best =
+                [read, read_ahead, read_parts].map(&mut seconds).into_iter().fold(f64::INFINITY, f64::min);
+            (share * LINE * threads * repeats) as f64 / best
         })?;
         Some(bytes as f64 / (rate * 1e9))
     }
@@ -82,6 +92,18 @@ impl Limits {
                 best = best.min(seconds);
             }
             (steps * R * LINE * threads) as f64 / best
+        })?;
+        Some(bytes as f64 / (rate * 1e9))
+    }
+
+    /// Seconds to read `bytes` in memory, and write other values in their place.
+    pub(crate) fn update(&mut self, bytes: usize) -> Option<f64> {
+        let rate = self.rate("update in place, DRAM, GB/s".into(), |threads| {
+            let share = COLD_BYTES / LINE / threads;
+            let mut buffers: Vec<Buffer> = (0..threads).map(|_| Buffer::new(share)).collect();
+            // SAFETY: as above.
+            let seconds = together(&mut buffers, |buffer| unsafe { update(buffer) });
+            (share * LINE * threads) as f64 / seconds
         })?;
         Some(bytes as f64 / (rate * 1e9))
     }
@@ -182,6 +204,42 @@ fn read(buffer: &Buffer) {
         }
     }
     black_box(sums);
+}
+
+/// The same, and asks for what comes a little later.
+#[target_feature(enable = "avx512f")]
+fn read_ahead(buffer: &Buffer) {
+    let mut sums = [_mm512_setzero_si512(); 4];
+    for lines in buffer.lines().chunks_exact(4) {
+        for (sum, line) in sums.iter_mut().zip(lines) {
+            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast());
+            *sum = _mm512_xor_si512(*sum, *line);
+        }
+    }
+    black_box(sums);
+}
+
+/// The same in another order: a few lines of each part, so that as many streams are fetched ahead.
+#[target_feature(enable = "avx512f")]
+fn read_parts(buffer: &Buffer) {
+    let mut sums = [_mm512_setzero_si512(); 4];
+    let part = buffer.lines / PARTS;
+    for first in (0..part).step_by(4) {
+        for lines in buffer.lines().chunks_exact(part) {
+            for (sum, line) in sums.iter_mut().zip(&lines[first..first + 4]) {
+                *sum = _mm512_xor_si512(*sum, *line);
+            }
+        }
+    }
+    black_box(sums);
+}
+
+#[target_feature(enable = "avx512f")]
+fn update(buffer: &mut Buffer) {
+    let change = black_box(_mm512_set1_epi8(1));
+    for line in buffer.lines_mut() {
+        *line = _mm512_xor_si512(*line, change);
+    }
 }
 
 #[target_feature(enable = "avx512f")]

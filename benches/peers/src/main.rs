@@ -1,7 +1,8 @@
 //! tersor beside other libraries: the Rust half of the comparison, driven by the script `run`.
 //!
-//! `peers cases` lists the rows of the table, one JSON object a line. `peers work THREADS` reads such lines; after each it makes everyone ready, lets them take a turn for every line `turn`, and answers `end` with the results. So
-//! contenders of this process and of the Python one alternate. `write-checkpoint` and `file-rates` serve the measurement of
+//! `peers cases` lists the rows of the table, one JSON object a line. `peers work THREADS` reads such lines; after each it
+//! makes everyone ready, lets them take a turn for every line `turn`, and answers `end` with the results. So contenders of
+//! this process and of the Python one alternate. `write-checkpoint` and `file-rates` serve the measurement of
 //! whole files, which `run` does itself.
 
 mod cases;
@@ -15,18 +16,22 @@ mod report;
 
 use std::io::{self, BufRead, Write};
 
-use cases::{Case, Float, Operation, Pattern};
+use cases::{Case, Float, Operation};
 use limits::Limits;
 use race::Contender;
 use report::{Ready, Results};
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["cases"] => cases::all().iter().try_for_each(|case| answer(case).map_err(Failure::from)),
-        ["work", threads] => work(threads.parse()?),
+        ["work", threads] => {
+            let threads = threads.parse()?;
+            // within the pool, so that no call has to enter it first
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build()?.install(|| work(threads))
+        }
         ["write-checkpoint", path] => Ok(file::write_checkpoint(path.as_ref())?),
         ["file-rates", path] => Ok(answer(&file::rates(path.as_ref())?)?),
         _ => Err("usage: peers cases | work THREADS | write-checkpoint PATH | file-rates PATH".into()),
@@ -41,12 +46,12 @@ fn work(threads: usize) -> Result<(), Failure> {
         let inputs = Inputs::new(&case);
         let mut contenders = inputs.contenders(&case, threads);
         for contender in &mut contenders {
-            contender.check(&inputs.reference, case.tolerance());
+            contender.check(&inputs.reference, case.tolerance(), case.first_runs());
         }
         answer(&Ready {
             unit: case.unit(),
             work: case.work(),
-            floor_seconds: case.floor(&mut limits),
+            floor_seconds: case.floor(&mut limits, contenders[0].weight_bytes()),
             limits: limits.measured(),
         })?;
         for line in lines.by_ref() {
@@ -109,38 +114,37 @@ impl Inputs {
         let (w, x, shape) = (self.weight.as_slice(), self.x.as_slice(), [case.rows, case.cols]);
         match case.operation {
             Operation::Quantize { bits, group } => {
-                let mut all = vec![ours::quantize(w, shape, bits, group)];
+                let mut all =
+                    vec![ours::quantize(w, shape, bits, group), ours::quantize_method(w, shape, bits, group)];
                 all.extend(peers::candle_quantize(w, shape, bits, group));
                 all
             }
             Operation::QuantizeMse { bits, group } => vec![ours::quantize_mse(w, shape, bits, group)],
-            Operation::Cast { from: Float::F32, to } => {
-                vec![ours::narrow(w, shape, to), peers::half_narrow(w, to)]
-            }
-            Operation::Cast { from, .. } => vec![ours::widen(w, shape, from), peers::half_widen(w, from)],
-            Operation::Int8Linear { cold: true, .. } => {
-                vec![ours::int8_linear_cold(w, x, shape), peers::candle_linear_cold(w, x, shape, 8)]
-            }
-            Operation::Int8Linear { .. } => {
-                let mut all = vec![ours::int8_linear(w, x, shape)];
-                all.push(peers::candle_linear(w, x, shape, 8));
-                all.extend(peers::rten_linear(w, x, shape));
+            Operation::Cast { from: Float::F32, to } => vec![ours::narrow(w, to), peers::half_narrow(w, to)],
+            Operation::Cast { from, .. } => vec![ours::widen(w, from), peers::half_widen(w, from)],
+            Operation::Int8Linear { cold, .. } => {
+                let mut all = vec![ours::int8_linear(w, x, shape, cold)];
+                all.push(peers::candle_linear(w, x, shape, 8, cold));
+                if !cold {
+                    all.extend(peers::rten_linear(w, x, shape));
+                }
                 all
             }
-            Operation::Int4Linear { cold: true, .. } => {
-                vec![ours::int4_linear_cold(w, x, shape), peers::candle_linear_cold(w, x, shape, 4)]
-            }
-            Operation::Int4Linear { .. } => {
-                vec![ours::int4_linear(w, x, shape), peers::candle_linear(w, x, shape, 4)]
+            Operation::Int4Linear { cold, float, .. } => {
+                let mut all = vec![ours::int4_linear(w, x, shape, cold, float)];
+                if !float {
+                    all.push(peers::candle_linear(w, x, shape, 4, cold));
+                }
+                all
             }
             Operation::F32Linear { .. } => {
                 vec![ours::f32_linear(w, x, shape), peers::gemm_linear(w, x, shape, threads)]
             }
             Operation::SparseLinear { pattern } => vec![
                 ours::sparse_linear(w, x, shape, pattern),
-                ours::sparse_linear(w, x, shape, Pattern::Dense).named("tersor, dense int8"),
+                ours::int8_linear(w, x, shape, false).named("the same, stored densely"),
             ],
-            Operation::Prune { tensors } => vec![ours::prune(w, shape, tensors)],
+            Operation::Prune { .. } => vec![ours::prune(w, shape), peers::std_prune(w)],
         }
     }
 }

@@ -43,15 +43,15 @@ pub(crate) fn candle_quantize(
 pub(crate) fn half_narrow(w: &[f32], to: Float) -> Contender<'_> {
     if to == Float::F16 {
         let run = |out: &mut Vec<f16>| chunked(w, out, |w, out| out.convert_from_f32_slice(w));
-        Contender::new("half", vec![f16::ZERO; w.len()], run, |out| out.to_f32_vec())
+        Contender::new("half", data::filled(w.len(), f16::ZERO), run, |out| out.to_f32_vec())
     } else {
         let run = |out: &mut Vec<bf16>| chunked(w, out, |w, out| out.convert_from_f32_slice(w));
-        Contender::new("half", vec![bf16::ZERO; w.len()], run, |out| out.to_f32_vec())
+        Contender::new("half", data::filled(w.len(), bf16::ZERO), run, |out| out.to_f32_vec())
     }
 }
 
 pub(crate) fn half_widen(w: &[f32], from: Float) -> Contender<'_> {
-    let out = vec![0.0; w.len()];
+    let out = data::filled(w.len(), 0.0);
     if from == Float::F16 {
         let w: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
         Contender::new(
@@ -71,16 +71,8 @@ pub(crate) fn half_widen(w: &[f32], from: Float) -> Contender<'_> {
     }
 }
 
-pub(crate) fn candle_linear<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8) -> Contender<'a> {
-    candle_product(w, x, shape, bits, 0)
-}
-
-pub(crate) fn candle_linear_cold<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8) -> Contender<'a> {
-    candle_product(w, x, shape, bits, COLD_BYTES)
-}
-
-/// 8 bits in groups of 32, 4 bits in groups of 32 within super-blocks of 256; as many copies as fill `bytes`.
-fn candle_product<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8, bytes: usize) -> Contender<'a> {
+/// 8 bits in groups of 32, 4 bits in groups of 32 within super-blocks of 256; many copies of the weight if `cold`.
+pub(crate) fn candle_linear<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8, cold: bool) -> Contender<'a> {
     let kind = if bits == 8 { GgmlDType::Q8_0 } else { GgmlDType::Q4K };
     let (w, x) = (tensor(w, shape), tensor(x, [x.len() / shape[1], shape[1]]));
     let first = QTensor::quantize(&w, kind).expect("whole blocks");
@@ -90,8 +82,9 @@ fn candle_product<'a>(w: &[f32], x: &[f32], shape: Shape, bits: u8, bytes: usize
             candle_core::quantized::QStorage::from_data(stored.as_slice().into(), &Device::Cpu, kind);
         QTensor::new(storage.expect("a CPU tensor"), (shape[0], shape[1])).expect("the same shape")
     };
+    let count = if cold { COLD_BYTES / stored.len() + 1 } else { 1 };
     let weights: Vec<QMatMul> =
-        (0..bytes / stored.len() + 1).map(|_| QMatMul::from_qtensor(copy()).expect("a CPU tensor")).collect();
+        (0..count).map(|_| QMatMul::from_qtensor(copy()).expect("a CPU tensor")).collect();
     let mut turn = 0;
     let run = move |y: &mut Option<Tensor>| {
         turn = (turn + 1) % weights.len();
@@ -131,7 +124,7 @@ pub(crate) fn rten_linear<'a>(w: &[f32], x: &[f32], shape: Shape) -> Vec<Contend
             let sums = y.iter().map(|sum| unsafe { sum.assume_init() });
             sums.zip(scales.iter().cycle()).map(|(sum, scale)| sum as f32 * scale * x_scale).collect()
         };
-        Contender::new(name, vec![MaybeUninit::uninit(); batch * rows], run, dense)
+        Contender::new(name, data::filled(batch * rows, MaybeUninit::uninit()), run, dense)
     };
     let mut all = vec![contender("rten-gemm, i32 out", RtenWeight::Packed(prepacked))];
     if batch == 1 {
@@ -185,7 +178,15 @@ pub(crate) fn gemm_linear<'a>(w: &'a [f32], x: &'a [f32], shape: Shape, threads:
             );
         }
     };
-    Contender::new("gemm", vec![0.0; batch * rows], run, Vec::clone)
+    Contender::new("gemm", data::filled(batch * rows, 0.0), run, Vec::clone)
+}
+
+/// Select the median of all magnitudes, and zero what is below: on one thread.
+pub(crate) fn std_prune(w: &[f32]) -> Contender<'_> {
+    let mut magnitudes = data::filled(w.len(), 0.0);
+    let run = move |kept: &mut Vec<f32>| data::prune_half(kept, &mut magnitudes);
+    let restore = |kept: &mut Vec<f32>| kept.copy_from_slice(w);
+    Contender::in_place("std select_nth_unstable", data::filled(w.len(), 0.0), restore, run, Vec::clone)
 }
 
 fn chunked<A: Sync, B: Send>(from: &[A], to: &mut [B], convert: impl Fn(&[A], &mut [B]) + Sync) {

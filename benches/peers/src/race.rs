@@ -7,7 +7,7 @@ use crate::report::Measured;
 
 /// How long a contender runs in one round, and how long everyone rests before it, so that the threads of the one before
 /// have stopped spinning.
-const TURN: Duration = Duration::from_millis(60);
+const TURN: Duration = Duration::from_millis(40);
 const REST: Duration = Duration::from_millis(20);
 
 /// One library's way to do an operation.
@@ -17,20 +17,27 @@ pub(crate) struct Contender<'a> {
     error: f64,
     fault: Option<String>,
     seconds: Vec<f64>,
+    weight_bytes: usize,
 }
 
 trait Task {
+    fn prepare(&mut self);
     fn run(&mut self);
     fn values(&mut self) -> Vec<f32>;
 }
 
-struct Closures<O, R, V> {
+struct Closures<O, P, R, V> {
     output: O,
+    prepare: P,
     run: R,
     values: V,
 }
 
-impl<O, R: FnMut(&mut O), V: FnMut(&O) -> Vec<f32>> Task for Closures<O, R, V> {
+impl<O, P: FnMut(&mut O), R: FnMut(&mut O), V: FnMut(&O) -> Vec<f32>> Task for Closures<O, P, R, V> {
+    fn prepare(&mut self) {
+        (self.prepare)(&mut self.output);
+    }
+
     fn run(&mut self) {
         (self.run)(&mut self.output);
         black_box(&mut self.output);
@@ -49,8 +56,30 @@ impl<'a> Contender<'a> {
         run: impl FnMut(&mut O) + 'a,
         values: impl FnMut(&O) -> Vec<f32> + 'a,
     ) -> Self {
-        let task = Box::new(Closures { output, run, values });
-        Self { name: name.into(), task, error: f64::NAN, fault: None, seconds: Vec::new() }
+        Self::in_place(name, output, |_| {}, run, values)
+    }
+
+    /// The same for what changes its input: `prepare` restores it before every run, and is not timed.
+    pub(crate) fn in_place<O: 'a>(
+        name: impl Into<String>,
+        output: O,
+        prepare: impl FnMut(&mut O) + 'a,
+        run: impl FnMut(&mut O) + 'a,
+        values: impl FnMut(&O) -> Vec<f32> + 'a,
+    ) -> Self {
+        let task = Box::new(Closures { output, prepare, run, values });
+        let (error, seconds) = (f64::NAN, Vec::new());
+        Self { name: name.into(), task, error, fault: None, seconds, weight_bytes: 0 }
+    }
+
+    /// The same, and says how many bytes its weight takes.
+    pub(crate) fn with_weight_bytes(self, weight_bytes: usize) -> Self {
+        Self { weight_bytes, ..self }
+    }
+
+    /// Bytes of the weight that a product reads; 0 where nobody has said.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weight_bytes
     }
 
     /// The same under another name.
@@ -58,9 +87,11 @@ impl<'a> Contender<'a> {
         Self { name: name.into(), ..self }
     }
 
-    /// Runs once; whoever is further than `tolerance` from the reference takes no part.
-    pub(crate) fn check(&mut self, reference: &[f32], tolerance: f64) {
-        self.task.run();
+    /// Makes the first runs; whoever is further than `tolerance` from the reference takes no part.
+    pub(crate) fn check(&mut self, reference: &[f32], tolerance: f64, runs: usize) {
+        for _ in 0..runs {
+            self.timed_run();
+        }
         let values = self.task.values();
         self.error = relative_error(&values[..reference.len().min(values.len())], reference);
         if self.error.is_nan() || self.error > tolerance {
@@ -68,22 +99,36 @@ impl<'a> Contender<'a> {
         }
     }
 
-    /// One turn: some runs to warm up, then as many timed ones as fit.
+    /// One turn: some runs to warm up, then as many timed ones as fit, but at least one.
     pub(crate) fn turn(&mut self) {
         if self.fault.is_some() {
             return;
         }
         std::thread::sleep(REST);
-        let start = Instant::now();
-        while start.elapsed() < TURN / 6 {
-            self.task.run();
+        let turn = TURN.as_secs_f64();
+        let mut spent = 0.0;
+        while spent < turn / 6.0 {
+            let seconds = self.timed_run();
+            spent += seconds;
+            if seconds > turn {
+                // so slow that nothing has to warm up
+                self.seconds.push(seconds);
+                return;
+            }
         }
-        let start = Instant::now();
-        while start.elapsed() < TURN {
-            let clock = Instant::now();
-            self.task.run();
-            self.seconds.push(clock.elapsed().as_secs_f64());
+        spent = 0.0;
+        while spent < turn {
+            let seconds = self.timed_run();
+            spent += seconds;
+            self.seconds.push(seconds);
         }
+    }
+
+    fn timed_run(&mut self) -> f64 {
+        self.task.prepare();
+        let clock = Instant::now();
+        self.task.run();
+        clock.elapsed().as_secs_f64()
     }
 
     pub(crate) fn result(mut self) -> Measured {
