@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx512;
 pub(crate) mod search;
 
 use std::mem::MaybeUninit;
@@ -224,11 +226,27 @@ struct Encode<'a> {
 }
 
 multiversion! {
-    fn quantize_task(job: Job<'_>) -> bool = portable::quantize_task
+    fn quantize_any(job: Job<'_>) -> bool = portable::quantize_task
 }
 
 multiversion! {
-    fn encode_task(job: Encode<'_>) = portable::encode_task
+    fn encode_any(job: Encode<'_>) = portable::encode_task
+}
+
+fn quantize_task(isa: Isa, job: Job<'_>) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => rows_avx512::quantize_task(token, job),
+        _ => quantize_any(isa, job),
+    }
+}
+
+fn encode_task(isa: Isa, job: Encode<'_>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => rows_avx512::encode_task(token, job),
+        _ => encode_any(isa, job),
+    }
 }
 
 /// Rows, and so tasks, that are worth a thread of their own; all rows where that is not worth it.

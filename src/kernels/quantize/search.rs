@@ -3,6 +3,8 @@
 use super::portable::{clamp, e4m3, e4m3_value, parameters, with_precision};
 use super::{Codes, F8_E4M3_MAX, ROUND};
 use crate::dtype::Precision;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::level::Avx512;
 use crate::kernels::level::{Isa, multiversion};
 
 /// Shrunk ranges that are tried.
@@ -13,6 +15,12 @@ pub(super) const LANES: usize = 16;
 
 /// Values after which candidates that have lost already are given up.
 pub(super) const CHECK: usize = 16;
+
+/// Registers of candidates for all steps.
+pub(super) const BATCHES: usize = STEPS.div_ceil(LANES);
+
+/// Squared errors that a rough sum adds in `f32`.
+pub(super) const BLOCK: usize = 64;
 
 /// What each step multiplies the range with: 1 down to 0.2.
 pub(crate) static FACTORS: [f32; STEPS] = {
@@ -36,6 +44,12 @@ pub(crate) fn least_error(
     values: &[f32],
     range: (f32, f32),
 ) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512(token), Codes::Int { bits, symmetric }, Precision::F32) = (isa, codes, precision)
+        && let Some(best) = least_of_shortlist(token, bits, symmetric, values, range)
+    {
+        return best;
+    }
     let (mut least, mut best) = (f64::INFINITY, 0);
     for first in (0..STEPS).step_by(LANES) {
         let (lanes, low, high) = candidates_in(isa, codes, precision, range, first);
@@ -63,6 +77,94 @@ pub(crate) fn least_error(
     best
 }
 
+/// [`least_error`] of `f32` values to integers, exactly computed only for candidates that a rough sum does not rule out;
+/// `None` where rough sums could over- or underflow.
+#[cfg(target_arch = "x86_64")]
+fn least_of_shortlist(
+    token: Avx512,
+    bits: u8,
+    symmetric: bool,
+    values: &[f32],
+    range: (f32, f32),
+) -> Option<usize> {
+    let (isa, codes) = (Isa::Avx512(token), Codes::Int { bits, symmetric });
+    let mut lanes = [Candidates::NONE; BATCHES];
+    for (batch, lanes) in lanes.iter_mut().enumerate() {
+        let (batch, low, high) = candidates_in(isa, codes, Precision::F32, range, batch * LANES);
+        if !(low >= 1e-15 && high <= 1e12 && range.0.abs().max(range.1.abs()) <= 1e6 * low) {
+            return None;
+        }
+        *lanes = batch;
+    }
+    let mut sums = [[0.0; LANES]; BATCHES];
+    super::avx512::rough_errors(token, bits, symmetric, values, &lanes, &mut sums);
+    let far = shortlist(bits, symmetric, values.len(), &lanes, &mut sums);
+    let (mut least, mut best) = (f64::INFINITY, 0);
+    let mut steps = (0..STEPS).filter(|step| sums[step / LANES][step % LANES] <= far);
+    loop {
+        // lanes that are not filled do not count
+        let (mut exact, mut tried, mut count) = (Candidates::NONE, [0; LANES], 0);
+        for (lane, step) in steps.by_ref().take(LANES).enumerate() {
+            let from = &lanes[step / LANES];
+            exact.scale[lane] = from.scale[step % LANES];
+            exact.reciprocal[lane] = from.reciprocal[step % LANES];
+            exact.zero_point[lane] = from.zero_point[step % LANES];
+            (tried[lane], count) = (step, lane + 1);
+        }
+        if count == 0 {
+            return Some(best);
+        }
+        if count == 1 && least == f64::INFINITY {
+            return Some(tried[0]);
+        }
+        let sums = super::avx512::int_errors(token, bits, symmetric, values, &exact, least);
+        for (sum, step) in sums.iter().zip(&tried[..count]) {
+            if *sum < least {
+                (least, best) = (*sum, *step);
+            }
+        }
+    }
+}
+
+/// Turns rough sums into lower bounds of the exact ones, and returns the least upper bound: a candidate above it has lost.
+///
+/// With scale `s`, largest code `K` less the zero point, and `n` values with errors `e`:
+/// - `n` values of `BLOCK` a time and `f64` sums of these: relative `(BLOCK + 1)·2^-24`, and `2^-22` for the rounding of
+///   each error.
+/// - The exact sum rounds `code·s`: each error is off by `2^-24·K·s`, the sum by `2^-23·K·s·Σ|e| ≤ 2^-23·K·s·√(n·Σe²)`.
+/// - Another code is taken only if a tie lies between the two quotients, with the zero point added and rounded, hence
+///   within `d = 2^-24·(2·|x/s| + |code|)` of `x/s`. Of the two errors next to a tie, the squares then differ by at most
+///   `2·s²·d`.
+///
+/// Each is at least doubled here.
+#[cfg(target_arch = "x86_64")]
+fn shortlist(
+    bits: u8,
+    symmetric: bool,
+    values: usize,
+    lanes: &[Candidates; BATCHES],
+    sums: &mut [[f64; LANES]; BATCHES],
+) -> f64 {
+    const RELATIVE: f64 = 1e-5;
+    const { assert!(RELATIVE > 2.0 * (BLOCK + 8) as f64 / 16_777_216.0) }
+    let half = f64::from(1u32 << (bits - 1));
+    let width = if symmetric { half } else { 4.0 * half };
+    let n = values as f64;
+    let mut far = f64::INFINITY;
+    for (batch, (lanes, sums)) in lanes.iter().zip(sums).enumerate() {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            let scale = f64::from(lanes.scale[lane]);
+            let ties = n * scale * scale * width / 2_097_152.0;
+            let products = width * scale * (n * *sum).sqrt() / 4_194_304.0;
+            let off = RELATIVE * *sum + ties + products;
+            let upper = *sum + off;
+            far = if upper < far && batch * LANES + lane < STEPS { upper } else { far };
+            *sum -= off;
+        }
+    }
+    far
+}
+
 #[inline]
 fn errors_of(
     isa: Isa,
@@ -86,10 +188,15 @@ fn errors_of(
 }
 
 /// `LANES` candidates, lane by lane.
+#[derive(Clone, Copy)]
 pub(super) struct Candidates {
     pub(super) scale: [f32; LANES],
     pub(super) reciprocal: [f32; LANES],
     pub(super) zero_point: [f32; LANES],
+}
+
+impl Candidates {
+    const NONE: Self = Self { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
 }
 
 multiversion! {
@@ -141,7 +248,7 @@ fn candidates_any(
 /// The candidates from step `first` on, with the smallest and the largest scale.
 #[inline(always)]
 fn candidates(codes: Codes, precision: Precision, range: (f32, f32), first: usize) -> (Candidates, f32, f32) {
-    let mut lanes = Candidates { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
+    let mut lanes = Candidates::NONE;
     // lanes beyond the last step do not count
     let mut factors = [1.0; LANES];
     let steps = &FACTORS[first..(first + LANES).min(STEPS)];
@@ -225,6 +332,20 @@ fn divide<const FMA: bool>(x: f32, scale: f32, reciprocal: f32) -> f32 {
     let quotient = x * reciprocal;
     let quotient = (-quotient).mul_add(scale, x).mul_add(reciprocal, quotient);
     (-quotient).mul_add(scale, x).mul_add(reciprocal, quotient)
+}
+
+/// Whether the short division, `x·r + x·(1/scale − r)` with the rounded reciprocal `r`, may lead to another code under this
+/// scale, or round to another f16 or bf16.
+///
+/// It multiplies by a reciprocal of two parts, whose relative error, with that of the product, is below 2^-46. It rounds to
+/// another float than division only where `x / scale` is that close to the middle `m` between two floats. Neighbouring
+/// floats round to different codes, or to different f16 or bf16, only where one of them is a tie: `(2k + 1)/2` units, with at
+/// most 8 bits in `2k + 1` for a code, 9 for bf16 and 12 for f16. As integers, `m` is then `(2k + 1)·2^t ± 1` of 25 bits with
+/// `t ≥ 13`, and `|X·2^j − m·S| ≤ 2^(25 + 24 − 46) = 8` for the mantissas `X` and `S` with `j ≥ 23`. Modulo 2^13 that leaves
+/// `±S`, so that `S` is within 8 of a multiple of 2^13.
+#[inline(always)]
+pub(super) fn is_awkward(scale: f32) -> bool {
+    (scale.to_bits() + 8) & 0x1fff <= 16
 }
 
 #[cfg(test)]
