@@ -52,8 +52,7 @@ enum Kind {
 fn weight(rows: usize, cols: usize, kind: Kind, layout: LayoutKind) -> CompressedWeight {
     let values = values(rows * cols, (rows * 1000 + cols) as u64);
     let shape = [rows, cols];
-    let layer =
-        Layer { shape: &shape, values: &values, mask: None, precision: Precision::F32, layout };
+    let layer = Layer { shape: &shape, values: &values, mask: None, precision: Precision::F32, layout };
     let prune = match layout {
         LayoutKind::NofM(pattern) => Some(Magnitude::NofM(pattern)),
         LayoutKind::Dense => None,
@@ -258,9 +257,12 @@ fn the_largest_integer_sums_are_exact() {
     // static codes of scale 1 are the activations themselves
     let how = |zero_point| Activations::Int8(ActivationCodes::Static { scale: 1.0, zero_point });
     let cols = 32_768 + 24;
-    for (code, zero, activation, activation_zero) in
-        [(-128i8, Some(127), 127.0, -128i8), (127, Some(-128), -128.0, 127), (-128, None, -128.0, 0), (127, None, 127.0, 0)]
-    {
+    for (code, zero, activation, activation_zero) in [
+        (-128i8, Some(127), 127.0, -128i8),
+        (127, Some(-128), -128.0, 127),
+        (-128, None, -128.0, 0),
+        (127, None, 127.0, 0),
+    ] {
         let packed = PackedWeight::new(&codes(2, cols, code, zero), how(activation_zero)).unwrap();
         let x = vec![activation - f32::from(activation_zero); cols];
         // more than 2^24, so that the float result is rounded; every partial sum is a multiple of 2^10 or less than 2^24

@@ -129,7 +129,8 @@ fn rows<const K: u8, const P: u8>(
         while first < groups {
             let count = at_once.min(groups - first);
             let values = &values[first * group..cols.min((first + count) * group)];
-            let Some(batch) = batch::<K, P>(codes, values, group, (row * groups + first, count), &mut source, row, first)
+            let Some(batch) =
+                batch::<K, P>(codes, values, group, (row * groups + first, count), &mut source, row, first)
             else {
                 return false;
             };
@@ -239,9 +240,27 @@ fn batch<const K: u8, const P: u8>(
         batch.how[i] = match (K, P) {
             // the sign of what is rounded to zero is the quotient's, which must not underflow
             (F8, BF16) => DIVIDE,
-            (F8, F32) => if tame && short && scale <= 1.0 { SHORT } else { DIVIDE },
-            (ASYMMETRIC, F32) => if tame { FUSED } else { DIVIDE },
-            _ => if tame && short { SHORT } else { DIVIDE },
+            (F8, F32) => {
+                if tame && short && scale <= 1.0 {
+                    SHORT
+                } else {
+                    DIVIDE
+                }
+            }
+            (ASYMMETRIC, F32) => {
+                if tame {
+                    FUSED
+                } else {
+                    DIVIDE
+                }
+            }
+            _ => {
+                if tame && short {
+                    SHORT
+                } else {
+                    DIVIDE
+                }
+            }
         };
     }
     Some(batch)

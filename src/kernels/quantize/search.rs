@@ -80,6 +80,7 @@ pub(crate) fn least_error(
 /// [`least_error`] of `f32` values to integers, exactly computed only for candidates that a rough sum does not rule out;
 /// `None` where rough sums could over- or underflow.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 fn least_of_shortlist(
     token: Avx512,
     bits: u8,
@@ -91,31 +92,28 @@ fn least_of_shortlist(
     let mut lanes = [Candidates::NONE; BATCHES];
     for (batch, lanes) in lanes.iter_mut().enumerate() {
         let (batch, low, high) = candidates_in(isa, codes, Precision::F32, range, batch * LANES);
-        if !(low >= 1e-15 && high <= 1e12 && range.0.abs().max(range.1.abs()) <= 1e6 * low) {
+        let magnitude = range.0.abs().max(range.1.abs());
+        if !(low >= 1e-15 && high <= 1e12 && magnitude <= 1e6 * low) {
             return None;
         }
         *lanes = batch;
     }
-    let mut sums = [[0.0; LANES]; BATCHES];
-    super::avx512::rough_errors(token, bits, symmetric, values, &lanes, &mut sums);
-    let far = shortlist(bits, symmetric, values.len(), &lanes, &mut sums);
-    let (mut least, mut best) = (f64::INFINITY, 0);
-    let mut steps = (0..STEPS).filter(|step| sums[step / LANES][step % LANES] <= far);
-    loop {
+    let mut left = super::avx512::shortlist(token, bits, symmetric, values, &lanes);
+    let (mut least, mut best) = (f64::INFINITY, left.trailing_zeros() as usize);
+    if left.is_power_of_two() {
+        return Some(best);
+    }
+    while left != 0 {
         // lanes that are not filled do not count
         let (mut exact, mut tried, mut count) = (Candidates::NONE, [0; LANES], 0);
-        for (lane, step) in steps.by_ref().take(LANES).enumerate() {
+        while left != 0 && count < LANES {
+            let (lane, step) = (count, left.trailing_zeros() as usize);
+            left &= left - 1;
             let from = &lanes[step / LANES];
             exact.scale[lane] = from.scale[step % LANES];
             exact.reciprocal[lane] = from.reciprocal[step % LANES];
             exact.zero_point[lane] = from.zero_point[step % LANES];
             (tried[lane], count) = (step, lane + 1);
-        }
-        if count == 0 {
-            return Some(best);
-        }
-        if count == 1 && least == f64::INFINITY {
-            return Some(tried[0]);
         }
         let sums = super::avx512::int_errors(token, bits, symmetric, values, &exact, least);
         for (sum, step) in sums.iter().zip(&tried[..count]) {
@@ -124,45 +122,7 @@ fn least_of_shortlist(
             }
         }
     }
-}
-
-/// Turns rough sums into lower bounds of the exact ones, and returns the least upper bound: a candidate above it has lost.
-///
-/// With scale `s`, largest code `K` less the zero point, and `n` values with errors `e`:
-/// - `n` values of `BLOCK` a time and `f64` sums of these: relative `(BLOCK + 1)·2^-24`, and `2^-22` for the rounding of
-///   each error.
-/// - The exact sum rounds `code·s`: each error is off by `2^-24·K·s`, the sum by `2^-23·K·s·Σ|e| ≤ 2^-23·K·s·√(n·Σe²)`.
-/// - Another code is taken only if a tie lies between the two quotients, with the zero point added and rounded, hence
-///   within `d = 2^-24·(2·|x/s| + |code|)` of `x/s`. Of the two errors next to a tie, the squares then differ by at most
-///   `2·s²·d`.
-///
-/// Each is at least doubled here.
-#[cfg(target_arch = "x86_64")]
-fn shortlist(
-    bits: u8,
-    symmetric: bool,
-    values: usize,
-    lanes: &[Candidates; BATCHES],
-    sums: &mut [[f64; LANES]; BATCHES],
-) -> f64 {
-    const RELATIVE: f64 = 1e-5;
-    const { assert!(RELATIVE > 2.0 * (BLOCK + 8) as f64 / 16_777_216.0) }
-    let half = f64::from(1u32 << (bits - 1));
-    let width = if symmetric { half } else { 4.0 * half };
-    let n = values as f64;
-    let mut far = f64::INFINITY;
-    for (batch, (lanes, sums)) in lanes.iter().zip(sums).enumerate() {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            let scale = f64::from(lanes.scale[lane]);
-            let ties = n * scale * scale * width / 2_097_152.0;
-            let products = width * scale * (n * *sum).sqrt() / 4_194_304.0;
-            let off = RELATIVE * *sum + ties + products;
-            let upper = *sum + off;
-            far = if upper < far && batch * LANES + lane < STEPS { upper } else { far };
-            *sum -= off;
-        }
-    }
-    far
+    Some(best)
 }
 
 #[inline]
@@ -435,6 +395,111 @@ mod tests {
             quotients(isa, &x, &scale, &mut out);
             for ((x, scale), out) in x.iter().zip(&scale).zip(&out) {
                 assert_eq!(out.to_bits(), (x / scale).to_bits(), "{x:e} / {scale:e} {isa:?}");
+            }
+        }
+    }
+
+    /// Scales that leave a division little room: powers of two and what is awkward, give or take, and any.
+    #[cfg(target_arch = "x86_64")]
+    fn hard_scales(random: &mut impl FnMut() -> u32) -> Vec<f32> {
+        let mut scales = Vec::new();
+        for d in -20..=20i32 {
+            scales.extend([0x3c00_0000i32, 0x3c80_0000].map(|power| f32::from_bits((power + d) as u32)));
+            for _ in 0..6 {
+                let multiple = (random() % 1024) as i32;
+                scales.push(f32::from_bits((0x3c00_0000 + (multiple << 13) + d) as u32));
+            }
+        }
+        scales.extend((0..500).map(|_| f32::from_bits(0x3c00_0000 + (random() & 0x7f_ffff))));
+        scales
+    }
+
+    /// A tie may go either way if the quotient is off by one place.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn short_division_finds_the_codes_of_division() {
+        let Some(Isa::Avx512(token)) = Isa::all().pop() else { return };
+        let mut state = 11u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        let scales = hard_scales(&mut random);
+        assert!(scales.iter().any(|s| is_awkward(*s)) && scales.iter().any(|s| !is_awkward(*s)));
+        for power in [1.0, 2f32.powi(-40), 2f32.powi(40)] {
+            for bits in [2, 4, 8] {
+                for scales in scales.chunks(LANES) {
+                    let mut lanes = Candidates::NONE;
+                    for lane in 0..LANES {
+                        lanes.scale[lane] = scales[lane % scales.len()] * power;
+                        lanes.reciprocal[lane] = 1.0 / lanes.scale[lane];
+                    }
+                    let half = 1i32 << (bits - 1);
+                    let mut values = Vec::new();
+                    for scale in lanes.scale {
+                        for k in -half - 1..=half {
+                            let tie = scale * (k as f32 + 0.5);
+                            values
+                                .extend((-2..=2).map(|d| f32::from_bits((tie.to_bits() as i32 + d) as u32)));
+                        }
+                    }
+                    let codes = Codes::Int { bits, symmetric: true };
+                    // one by one: a sum would hide the difference of two small errors
+                    for value in values {
+                        let found = super::super::avx512::int_errors(
+                            token,
+                            bits,
+                            true,
+                            &[value],
+                            &lanes,
+                            f64::INFINITY,
+                        );
+                        let expected =
+                            errors::<false>(codes, Precision::F32, &[value], &lanes, f64::INFINITY);
+                        assert_eq!(found, expected, "{value:e} {:?}", lanes.scale);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sums that lie close together, or are equal, are told apart by their exact values.
+    #[test]
+    fn no_candidate_is_ruled_out_wrongly() {
+        let mut state = 5u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        for round in 0..600u32 {
+            let (bits, symmetric) = ([2, 3, 4, 8][round as usize % 4], round % 3 != 0);
+            let half = 1i32 << (bits - 1);
+            let size = 2f32.powi([0, -20, 20, -49, -60, 50][random() as usize % 6]);
+            let len = 1 + random() as usize % [3, 130, 700][round as usize % 3];
+            let values: Vec<f32> = (0..len)
+                .map(|_| {
+                    let k = (random() % (2 * half as u32 + 3)) as f32 - half as f32 - 1.0;
+                    match round % 5 {
+                        0 => k * size,
+                        1 => (k + 0.5) * size,
+                        2 => f32::from_bits(((k + 0.5) * size).to_bits() + random() % 3),
+                        3 => {
+                            if k > 0.0 {
+                                size
+                            } else {
+                                -size
+                            }
+                        }
+                        _ => (random() as f32 - 8e6) * size,
+                    }
+                })
+                .collect();
+            let range = crate::kernels::reduce::min_max(&values).unwrap();
+            let codes = Codes::Int { bits, symmetric };
+            let expected = by_definition(codes, Precision::F32, &values, range);
+            for isa in Isa::all() {
+                let found = least_error(isa, codes, Precision::F32, &values, range);
+                assert_eq!(found, expected, "{codes:?} {isa:?} round {round} {values:?}");
             }
         }
     }
