@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array2;
 use tersor::{
-    Bits, CompressedWeight, Granularity, Layer, LayoutKind, Magnitude, Method, NofM, Precision,
-    RoundToNearest,
+    ActivationCodes, Activations, Bits, CompressedWeight, Granularity, Layer, LayoutKind, Magnitude, Method,
+    NofM, PackedWeight, Precision, RoundToNearest,
 };
 
 const SIDE: usize = 1024;
@@ -46,6 +46,19 @@ fn products(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(*name, batch), &x, |b, x| {
                 b.iter(|| weight.matmul(black_box(x.view())));
             });
+            for (how, activations) in
+                [("float", Activations::Float), ("int8", Activations::Int8(ActivationCodes::PerToken))]
+            {
+                // 8-bit activations want integer codes
+                let Ok(packed) = PackedWeight::new(weight, activations) else { continue };
+                group.bench_with_input(
+                    BenchmarkId::new(format!("{name}, packed, {how}"), batch),
+                    &x,
+                    |b, x| {
+                        b.iter(|| packed.matmul(black_box(x.view())));
+                    },
+                );
+            }
         }
     }
     group.finish();

@@ -193,6 +193,16 @@ fn every_kind_of_weight_at_every_edge_of_tiles_panels_and_pieces() {
 }
 
 #[test]
+fn groups_too_long_for_exact_sums_are_cut_within_themselves() {
+    let _turn = turn();
+    for how in HOW {
+        let kind = Kind::Int(8, true, group(50_048));
+        check(2, 100_100, 2, kind, LayoutKind::Dense, Activations::Int8(how));
+        check(2, 100_100, 2, kind, LayoutKind::Bitmask, Activations::Int8(how));
+    }
+}
+
+#[test]
 fn sparse_weights_of_every_layout() {
     let _turn = turn();
     let layouts =

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tersor::{
-    Checkpoint, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe, Sequential, Stored,
+    Checkpoint, CpuLevel, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe, Sequential, Stored,
     VerifyOptions, classify, verify,
 };
 
@@ -37,6 +37,7 @@ fn main() {
     };
     for model in MODELS {
         add(format!("compress_{model}"), compress_every_way, model);
+        add(format!("same_bytes_everywhere_{model}"), same_bytes_everywhere, model);
     }
     for file in ["lenet-300-100/dense.safetensors", "lenet-300-100/dynamic-network-surgery.safetensors"] {
         add(format!("compress_{file}"), compress_every_way, file);
@@ -89,6 +90,44 @@ fn compress_every_way(zoo: &Path, model: &str) -> Result<(), Failed> {
         std::fs::remove_dir_all(&output)?;
     }
     Ok(())
+}
+
+/// Every instruction level and number of threads writes the same files.
+fn same_bytes_everywhere(zoo: &Path, model: &str) -> Result<(), Failed> {
+    let checkpoint = Checkpoint::open(zoo.join(model))?;
+    let folder = tempfile::tempdir()?;
+    for preset in ["bf16", "fp8", "int8", "int4-asym", "2:4+int8", "90%-global+int4"] {
+        let recipe = Recipe::preset(preset, options())?;
+        let mut first = None;
+        for level in CpuLevel::ALL.into_iter().filter(|level| *level <= CpuLevel::detected()) {
+            for threads in [1, 2] {
+                // other tests that run meanwhile are none the wiser: they get the same results
+                level.set_current()?;
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                let output = folder.path().join("out");
+                pool.install(|| Plan::new(&checkpoint, &recipe)?.run(&output, &mut go))?;
+                let files = files_of(&output)?;
+                std::fs::remove_dir_all(&output)?;
+                check(files == *first.get_or_insert_with(|| files.clone()), || {
+                    format!("{preset}: other bytes at level {level} with {threads} threads")
+                })?;
+            }
+        }
+    }
+    Ok(CpuLevel::detected().set_current()?)
+}
+
+/// Every file of a folder, sorted by name.
+fn files_of(folder: &Path) -> std::io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let entries = std::fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+    let mut files = Vec::new();
+    for path in entries.into_iter().map(|entry| entry.path()) {
+        if path.is_file() {
+            files.push((path.clone(), std::fs::read(path)?));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Files of one element type: floats are converted, others are refused with their class.

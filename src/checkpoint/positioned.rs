@@ -43,10 +43,11 @@ pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
     if len > 0 {
         use rustix::fs::{FallocateFlags, fallocate};
         use rustix::io::Errno;
-        match fallocate(file, FallocateFlags::empty(), 0, len) {
-            Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(e.into()),
-            // what a file system cannot do beforehand it does when the data comes
-            Ok(()) | Err(_) => {}
+        // what a file system cannot do beforehand it does when the data comes
+        if let Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
+            fallocate(file, FallocateFlags::empty(), 0, len)
+        {
+            return Err(e.into());
         }
     }
     #[cfg(not(target_os = "linux"))]

@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use super::ModelError;
 use super::config::{LayerConfig, SequentialConfig};
 use crate::checkpoint::Checkpoint;
-use crate::weight::CompressedWeight;
+use crate::kernels::matmul::Epilogue;
+use crate::weight::{Activations, CompressedWeight, PackedWeight};
 
 /// Most values that a layer may take for one input: more is a mistake in the configuration, not a small network.
 const MAX_VALUES: usize = 1 << 28;
@@ -31,8 +32,8 @@ pub struct Sequential {
 
 #[derive(Debug, Clone)]
 enum Layer {
-    Linear { weight: CompressedWeight, bias: Option<Vec<f32>> },
-    Conv2d { weight: CompressedWeight, bias: Option<Vec<f32>>, geometry: Geometry },
+    Linear { weight: PackedWeight, bias: Option<Vec<f32>> },
+    Conv2d { weight: PackedWeight, bias: Option<Vec<f32>>, geometry: Geometry },
     Relu,
     MaxPool2d { size: usize, input: [usize; 3] },
 }
@@ -99,14 +100,7 @@ impl Sequential {
         let mut x = input.to_owned();
         for layer in &self.layers {
             x = match layer {
-                Layer::Linear { weight, bias } => {
-                    let mut y = weight.matmul(x.view())?;
-                    if let Some(bias) = bias {
-                        y.axis_iter_mut(Axis(0))
-                            .for_each(|mut row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-                    }
-                    y
-                }
+                Layer::Linear { weight, bias } => product(x.view(), weight, bias.as_deref())?,
                 Layer::Conv2d { weight, bias, geometry } => {
                     geometry.convolve(x.view(), weight, bias.as_deref())?
                 }
@@ -156,7 +150,7 @@ impl Builder<'_> {
                     return Err(bad(name, reason));
                 }
                 self.shape = vec![weight.rows()];
-                Ok(Some(Layer::Linear { weight, bias }))
+                Ok(Some(Layer::Linear { weight: packed(&weight)?, bias }))
             }
             LayerConfig::Conv2d { name, padding, stride } => {
                 let (weight, bias) = self.tensors(name)?;
@@ -190,7 +184,7 @@ impl Builder<'_> {
                     return Err(overflow(name));
                 }
                 self.shape = geometry.output.to_vec();
-                Ok(Some(Layer::Conv2d { weight, bias, geometry }))
+                Ok(Some(Layer::Conv2d { weight: packed(&weight)?, bias, geometry }))
             }
             LayerConfig::MaxPool2d { size } => {
                 let &[c, h, w] = self.shape.as_slice() else {
@@ -231,6 +225,25 @@ impl Builder<'_> {
     }
 }
 
+/// A weight as products want it, with activations as they are.
+fn packed(weight: &CompressedWeight) -> Result<PackedWeight, ModelError> {
+    Ok(PackedWeight::new(weight, Activations::Float)?)
+}
+
+/// `x · Wᵀ + bias`.
+fn product(
+    x: ArrayView2<'_, f32>,
+    weight: &PackedWeight,
+    bias: Option<&[f32]>,
+) -> Result<Array2<f32>, ModelError> {
+    let mut y = Array2::zeros((x.nrows(), weight.rows()));
+    let x = x.as_standard_layout();
+    if let (Some(x), Some(y)) = (x.as_slice(), y.as_slice_mut()) {
+        weight.matmul_into(x, Epilogue { bias, relu: false }, y)?;
+    }
+    Ok(y)
+}
+
 fn checked_product(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))
 }
@@ -240,7 +253,7 @@ impl Geometry {
     fn convolve(
         &self,
         x: ArrayView2<'_, f32>,
-        weight: &CompressedWeight,
+        weight: &PackedWeight,
         bias: Option<&[f32]>,
     ) -> Result<Array2<f32>, ModelError> {
         let [c, h, w] = self.input;
@@ -268,14 +281,14 @@ impl Geometry {
             });
         }
         // [batch · windows, out] → [batch, out · windows]
-        let product = weight.matmul(patches.view())?;
+        let product = product(patches.view(), weight, bias)?;
         let mut y = Array2::<f32>::zeros((batch, out * windows));
         for ((image, mut y), product) in
             y.axis_iter_mut(Axis(0)).enumerate().zip(product.axis_chunks_iter(Axis(0), windows.max(1)))
         {
             debug_assert!(image < batch);
             for ((window, channel), value) in product.indexed_iter() {
-                y[channel * windows + window] = value + bias.map_or(0.0, |b| b[channel]);
+                y[channel * windows + window] = *value;
             }
         }
         Ok(y)

@@ -1,7 +1,6 @@
 //! Tensors in blocks of rows: each thread reads a block, compresses it, writes what it became to its place in the file,
 //! and takes the next. Whatever the size of the tensors, no more than a block per thread is held.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +10,7 @@ use rayon::prelude::*;
 
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
-use crate::checkpoint::formats::{self, encode, encode_rows};
+use crate::checkpoint::formats::{self, Piece, encode, encode_rows};
 use crate::checkpoint::{CheckpointError, FloatBuffer, FloatSource, Stored, TensorWriter};
 use crate::dtype::{FloatType, Precision};
 use crate::evaluate::piece_rows;
@@ -272,7 +271,7 @@ impl Plan<'_> {
 }
 
 /// Writes the data of a weight's tensors, the first of which has number `slot` in the file.
-fn put(writer: &TensorWriter, slot: usize, data: Vec<(u64, Cow<'_, [u8]>)>) -> Result<(), CheckpointError> {
+fn put(writer: &TensorWriter, slot: usize, data: Vec<Piece<'_>>) -> Result<(), CheckpointError> {
     data.into_iter()
         .enumerate()
         .try_for_each(|(part, (offset, bytes))| writer.put(slot + part, offset, &bytes))

@@ -133,8 +133,8 @@ pub struct NofM {
 
 impl NofM {
     /// The pattern `n:m`; `None` unless `1 ≤ n ≤ m ≤ 16`.
-    pub fn new(n: usize, m: usize) -> Option<Self> {
-        (1 <= n && n <= m && m <= 16).then_some(Self { n: n as u8, m: m as u8 })
+    pub const fn new(n: usize, m: usize) -> Option<Self> {
+        if 1 <= n && n <= m && m <= 16 { Some(Self { n: n as u8, m: m as u8 }) } else { None }
     }
 
     /// Weights kept in a group.

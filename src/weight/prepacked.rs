@@ -1,13 +1,17 @@
 use ndarray::{Array2, ArrayView2};
 
-use super::form::{Form, ScaleGrid};
+use super::form::{Bits, Form, LayoutKind, NofM, ScaleGrid};
 use super::layout::Layout;
-use super::values::{Scales, Values};
+use super::packed::PackedCodes;
+use super::values::Values;
 use super::{CompressedWeight, WeightError, matrix_shape};
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
-use crate::kernels::matmul::sparse::{SparseRows, SparseValues};
-use crate::kernels::matmul::{self, ActivationCodes, Epilogue};
+use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
+use crate::kernels::matmul::sparse::slices::Slices;
+use crate::kernels::matmul::{self, ActivationCodes, Epilogue, sparse as sparse_kernels};
+
+const TWO_OF_FOUR: NofM = NofM::new(2, 4).expect("2 ≤ 4");
 
 /// How activations enter a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,6 +55,7 @@ pub struct PackedWeight {
 enum Arranged {
     Dense(Panels),
     Sparse(SparseRows),
+    Slices(Slices),
 }
 
 impl PackedWeight {
@@ -66,11 +71,12 @@ impl PackedWeight {
                     format!("8-bit activations need integer codes, and this weight holds {}", weight.form());
                 return Err(WeightError::Unsupported { reason });
             }
-            codes.check()?;
+            check_scale(codes)?;
         }
         let arranged = match weight.layout() {
             Layout::Dense => Arranged::Dense(dense(weight, activations)),
-            _ => Arranged::Sparse(sparse(weight, activations)?),
+            _ if activations == Activations::Float => Arranged::Sparse(sparse(weight)?),
+            _ => Arranged::Slices(slices(weight)?),
         };
         Ok(Self { form: weight.form().clone(), activations, arranged })
     }
@@ -100,6 +106,7 @@ impl PackedWeight {
         match &self.arranged {
             Arranged::Dense(panels) => panels.bytes(),
             Arranged::Sparse(rows) => rows.bytes(),
+            Arranged::Slices(slices) => slices.bytes(),
         }
     }
 
@@ -136,7 +143,7 @@ impl PackedWeight {
     /// When the lengths do not fit.
     pub fn matmul_into(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), WeightError> {
         let (rows, cols) = (self.rows(), self.cols());
-        let batch = if rows > 0 { y.len() / rows } else { 0 };
+        let batch = y.len().checked_div(rows).unwrap_or(0);
         WeightError::check_len("outputs", batch * rows, y.len())?;
         if rows > 0 {
             WeightError::check_len("activations", batch * cols, x.len())?;
@@ -152,14 +159,27 @@ impl PackedWeight {
             (Arranged::Dense(panels), Activations::Int8(codes)) => {
                 matmul::int_product(isa, panels, x, batch, codes, epilogue, y);
             }
-            (Arranged::Sparse(rows), Activations::Float) => {
-                matmul::sparse::float_product(isa, rows, x, batch, epilogue, y);
+            (Arranged::Sparse(rows), _) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
+            (Arranged::Slices(slices), Activations::Int8(codes)) => {
+                sparse_kernels::slices::product(isa, slices, x, batch, codes, epilogue, y);
             }
-            (Arranged::Sparse(rows), Activations::Int8(codes)) => {
-                matmul::sparse::int_product(isa, rows, x, batch, codes, epilogue, y);
+            (Arranged::Slices(_), Activations::Float) => {
+                unreachable!("slices are made for 8-bit activations")
             }
         }
         Ok(())
+    }
+}
+
+/// A static scale is positive, and so is its inverse.
+fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
+    match codes {
+        ActivationCodes::Static { scale, .. }
+            if !(scale > 0.0 && scale.is_finite() && (1.0 / scale).is_finite()) =>
+        {
+            Err(WeightError::Scale { index: 0, value: scale })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -174,15 +194,15 @@ fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
     let mut code_sums = Vec::new();
     let (storage, data): (Storage, Aligned) = match weight.values() {
         Values::F32(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], f32::to_le_bytes);
             (Storage::F32, floats(Storage::F32, &row))
         }
         Values::F16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::f16::to_le_bytes);
             (Storage::F16, floats(Storage::F16, &row))
         }
         Values::Bf16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], |x| x.to_le_bytes());
+            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::bf16::to_le_bytes);
             (Storage::Bf16, floats(Storage::Bf16, &row))
         }
         Values::F8 { codes, .. } => {
@@ -235,35 +255,24 @@ fn fill<T: Copy, const N: usize>(out: &mut [u8], values: &[T], bytes: impl Fn(T)
     }
 }
 
-fn sparse(weight: &CompressedWeight, activations: Activations) -> Result<SparseRows, WeightError> {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let [rows, cols] = matrix_shape(&[rows, cols])?;
+fn sparse(weight: &CompressedWeight) -> Result<SparseRows, WeightError> {
+    let [rows, cols] = matrix_shape(&[weight.rows(), weight.cols()])?;
     let grid = weight.form().grid();
     let integers = match weight.values() {
         Values::Int { scales, .. } => {
-            grid.filter(|grid| scales.zero_points().is_none() && whole_blocks(*grid, cols))
+            let whole = |grid: &ScaleGrid| whole_groups(*grid, cols, sparse_kernels::rows::BLOCK);
+            grid.filter(|grid| scales.zero_points().is_none() && whole(grid))
         }
         _ => None,
     };
-    if matches!(activations, Activations::Int8(_)) && integers.is_none() {
-        let reason = format!(
-            "8-bit activations times sparse weights need codes without zero points in groups of a multiple of {} columns, \
-             and this weight holds {}",
-            matmul::sparse::BLOCK,
-            weight.form()
-        );
-        return Err(WeightError::Unsupported { reason });
-    }
     let columns_of = |row: usize, columns: &mut Vec<u32>| weight.layout().columns_of(row, cols, columns);
     let values = match (weight.values(), integers) {
         (Values::Int { bits, codes, scales }, Some(grid)) => {
-            let mut kept = vec![0u8; weight.form().kept()];
-            codes.unpack(0, 0, &mut kept);
-            let offset = 1u8 << (bits.get() - 1);
-            let codes = kept.into_iter().map(|code| code.wrapping_sub(offset) as i8).collect();
+            let codes = signed_codes(*bits, codes, weight.form().kept());
             let group = grid.block_cols.min(cols.max(1));
             let groups = cols.div_ceil(group);
-            let scales = row_scales(scales, grid, rows, groups, group);
+            let scale = |i: usize| scales.scales()[grid.index(i / groups, i % groups * group)];
+            let scales = (0..rows * groups).map(scale).collect();
             SparseValues::Int { codes, scales, group }
         }
         (Values::F16(v), _) => SparseValues::F16(v.iter().map(|x| x.to_bits()).collect()),
@@ -282,11 +291,39 @@ fn sparse(weight: &CompressedWeight, activations: Activations) -> Result<SparseR
     Ok(SparseRows::new(rows, cols, columns_of, values))
 }
 
-fn whole_blocks(grid: ScaleGrid, cols: usize) -> bool {
-    grid.block_cols >= cols || grid.block_cols.is_multiple_of(matmul::sparse::BLOCK)
+fn slices(weight: &CompressedWeight) -> Result<Slices, WeightError> {
+    let [rows, cols] = matrix_shape(&[weight.rows(), weight.cols()])?;
+    let (Values::Int { bits, codes, scales }, Some(grid)) = (weight.values(), weight.form().grid()) else {
+        unreachable!("8-bit activations were refused for other codings");
+    };
+    if scales.zero_points().is_some() || !whole_groups(grid, cols, Slices::GROUP) {
+        let reason = format!(
+            "8-bit activations times sparse weights need codes without zero points in groups of a multiple of {} columns, \
+             and this weight holds {}",
+            Slices::GROUP,
+            weight.form()
+        );
+        return Err(WeightError::Unsupported { reason });
+    }
+    let codes = signed_codes(*bits, codes, weight.form().kept());
+    let row = |row: usize, kept: &mut Vec<(u32, i8)>| {
+        let mut columns = Vec::new();
+        let start = weight.layout().columns_of(row, cols, &mut columns);
+        kept.extend(columns.into_iter().zip(codes[start..].iter().copied()));
+    };
+    let two_of_four = weight.form().layout() == LayoutKind::NofM(TWO_OF_FOUR);
+    let scale = |row: usize, column: usize| scales.scales()[grid.index(row, column)];
+    Ok(Slices::new(rows, cols, grid.block_cols, two_of_four, &row, scale))
 }
 
-/// `[row][group]`.
-fn row_scales(scales: &Scales, grid: ScaleGrid, rows: usize, groups: usize, group: usize) -> Vec<f32> {
-    (0..rows * groups).map(|i| scales.scales()[grid.index(i / groups, i % groups * group)]).collect()
+fn signed_codes(bits: Bits, codes: &PackedCodes, kept: usize) -> Vec<i8> {
+    let mut stored = vec![0u8; kept];
+    codes.unpack(0, 0, &mut stored);
+    let offset = 1u8 << (bits.get() - 1);
+    stored.into_iter().map(|code| code.wrapping_sub(offset) as i8).collect()
+}
+
+/// Whether groups are a multiple of so many columns, or there is one.
+fn whole_groups(grid: ScaleGrid, cols: usize, multiple: usize) -> bool {
+    grid.block_cols >= cols || grid.block_cols.is_multiple_of(multiple)
 }

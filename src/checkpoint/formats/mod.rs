@@ -179,8 +179,11 @@ pub fn stored_tensors(name: &str, weight: &CompressedWeight) -> Vec<StoredTensor
         .collect()
 }
 
-/// The data of the tensors that [`specs`] names, in the same order, and where it begins in each: at 0.
-pub(crate) fn encode(weight: &CompressedWeight) -> Vec<(u64, Cow<'_, [u8]>)> {
+/// A piece of a stored tensor: where it begins, and its bytes.
+pub(crate) type Piece<'w> = (u64, Cow<'w, [u8]>);
+
+/// The data of the tensors that [`specs`] names, in the same order: of each the one piece.
+pub(crate) fn encode(weight: &CompressedWeight) -> Vec<Piece<'_>> {
     data(weight).into_iter().map(|bytes| (0, bytes)).collect()
 }
 
@@ -251,12 +254,12 @@ pub(crate) fn row_unit(form: &Form) -> Option<usize> {
 }
 
 /// The data of some rows of a weight of form `whole`, beginning at row `first`: for every tensor that [`specs`] names
-/// the bytes and where they begin. The rows must be a multiple of [`row_unit`], unless they are the last.
+/// a piece. The rows must be a multiple of [`row_unit`], unless they are the last.
 pub(crate) fn encode_rows<'w>(
     rows: &'w CompressedWeight,
     whole: &Form,
     first: usize,
-) -> Result<Vec<(u64, Cow<'w, [u8]>)>, WeightError> {
+) -> Result<Vec<Piece<'w>>, WeightError> {
     if first == 0 && rows.form() == whole {
         return Ok(encode(rows));
     }

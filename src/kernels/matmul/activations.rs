@@ -5,7 +5,6 @@ use rayon::prelude::*;
 use super::panels::{Aligned, BLOCK, Columns};
 use crate::kernels::PARALLEL_MIN;
 use crate::kernels::level::{Isa, multiversion};
-use crate::weight::WeightError;
 
 /// Most rows in a tile: with two registers of outputs each, their sums fill 24 of the 32 AVX-512 registers.
 pub(super) const TILE: usize = 12;
@@ -46,19 +45,6 @@ pub enum ActivationCodes {
 }
 
 impl ActivationCodes {
-    /// # Errors
-    /// When a static scale is not positive, or so small that its inverse is infinite.
-    pub(crate) fn check(self) -> Result<(), WeightError> {
-        match self {
-            Self::Static { scale, .. }
-                if !(scale > 0.0 && scale.is_finite() && (1.0 / scale).is_finite()) =>
-            {
-                Err(WeightError::Scale { index: 0, value: scale })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Whether zero points can differ from 0.
     pub(crate) fn has_zero_points(self) -> bool {
         match self {
@@ -136,7 +122,9 @@ impl IntTiles {
         };
         if batch * cols < PARALLEL_MIN || parts.len() < 2 {
             let mut row = Vec::new();
-            parts.into_iter().for_each(|part| fill(&mut row, part));
+            for part in parts {
+                fill(&mut row, part);
+            }
         } else {
             parts.into_par_iter().for_each_init(Vec::new, fill);
         }
@@ -289,7 +277,9 @@ impl FloatTiles {
             }
         };
         if batch * cols < PARALLEL_MIN || parts.len() < 2 {
-            parts.into_iter().for_each(fill);
+            for part in parts {
+                fill(part);
+            }
         } else {
             parts.into_par_iter().for_each(fill);
         }

@@ -77,8 +77,8 @@ unsafe fn dot<const N: usize>(tile: &mut IntTile<'_, '_>, codes: &[u8], activati
             let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
             // SAFETY: `partial` holds 32 sums for every row.
             unsafe {
-                let to = tile.partial.as_mut_ptr().add((first + row) * PANEL + output).cast::<__m256i>();
-                _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sums));
+                let to = tile.partial.as_mut_ptr().add((first + row) * PANEL + output);
+                _mm256_storeu_si256(to.cast(), _mm256_add_epi32(_mm256_loadu_si256(to.cast()), sums));
             }
         }
     }

@@ -412,6 +412,7 @@ pub(super) fn decode(
 ) {
     assert!(out.len() >= codes.len() / storage.block_bytes() * BLOCK * PANEL);
     assert!(scales.is_empty() || scales.len() >= PANEL);
+    zeros.check(1);
     // SAFETY: the token proves that the instructions exist, and the lengths were checked.
     unsafe {
         match storage {
@@ -455,22 +456,23 @@ unsafe fn decode_blocks<const KIND: u8>(
 /// Writes blocks of nibbles as blocks of bytes.
 pub(super) fn widen_nibbles(_: Avx512, codes: &[u8], out: &mut [u8]) {
     assert!(out.len() >= codes.len() * 2);
-    #[target_feature(enable = "avx512f")]
-    unsafe fn blocks(codes: &[u8], out: &mut [u8]) {
-        let low = _mm512_set1_epi8(15);
-        for (codes, out) in codes.chunks_exact(PANEL * 4).zip(out.chunks_exact_mut(PANEL * 8)) {
-            for half in 0..2 {
-                // SAFETY: `codes` is two registers long, `out` four.
-                unsafe {
-                    let v = _mm512_loadu_si512(codes.as_ptr().add(half * 64).cast());
-                    let out = out.as_mut_ptr().add(half * 64);
-                    _mm512_storeu_si512(out.cast(), _mm512_and_si512(v, low));
-                    let high = _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
-                    _mm512_storeu_si512(out.add(PANEL * 4).cast(), high);
-                }
+    // SAFETY: the token proves that the instructions exist.
+    unsafe { widen_blocks(codes, out) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn widen_blocks(codes: &[u8], out: &mut [u8]) {
+    let low = _mm512_set1_epi8(15);
+    for (codes, out) in codes.chunks_exact(PANEL * 4).zip(out.chunks_exact_mut(PANEL * 8)) {
+        for half in 0..2 {
+            // SAFETY: `codes` is two registers long, `out` four.
+            unsafe {
+                let v = _mm512_loadu_si512(codes.as_ptr().add(half * 64).cast());
+                let out = out.as_mut_ptr().add(half * 64);
+                _mm512_storeu_si512(out.cast(), _mm512_and_si512(v, low));
+                let high = _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
+                _mm512_storeu_si512(out.add(PANEL * 4).cast(), high);
             }
         }
     }
-    // SAFETY: the token proves that the instructions exist.
-    unsafe { blocks(codes, out) }
 }

@@ -1,7 +1,8 @@
 //! Products `y = x · Wᵀ`: of plain matrices, and of activations with weights that were prepacked once.
 //!
 //! Weights lie in panels of 32 outputs ([`panels`]), activations in tiles of up to 12 rows ([`activations`]), and a
-//! product ([`product`]) runs every tile ([`tile`]) over every panel.
+//! product ([`product`]) runs every tile ([`tile`]) over every panel. Sparse weights have arrangements of their own
+//! ([`sparse`]).
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -15,8 +16,6 @@ pub(crate) mod panels;
 mod portable;
 mod product;
 pub(crate) mod sparse;
-#[cfg(target_arch = "x86_64")]
-mod sparse_avx512;
 mod tile;
 
 pub use activations::ActivationCodes;

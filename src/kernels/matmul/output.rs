@@ -39,7 +39,7 @@ impl<'y> Output<'y> {
         Rows {
             // wrapping: an empty matrix has no element to point to
             first: self.first.wrapping_add(rows.start * self.outputs + columns.start),
-            rows: rows.len(),
+            count: rows.len(),
             width: columns.len(),
             stride: self.outputs,
             matrix: PhantomData,
@@ -51,7 +51,7 @@ impl<'y> Output<'y> {
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'y> {
     first: *mut f32,
-    rows: usize,
+    count: usize,
     width: usize,
     stride: usize,
     matrix: PhantomData<&'y mut [f32]>,
@@ -59,7 +59,7 @@ pub(super) struct Rows<'y> {
 
 impl Rows<'_> {
     pub(super) fn rows(&self) -> usize {
-        self.rows
+        self.count
     }
 
     pub(super) fn width(&self) -> usize {
@@ -69,14 +69,14 @@ impl Rows<'_> {
     /// Pointer to the `width` elements of a row.
     #[inline(always)]
     pub(super) fn pointer(&self, row: usize) -> *mut f32 {
-        debug_assert!(row < self.rows);
+        debug_assert!(row < self.count);
         self.first.wrapping_add(row * self.stride)
     }
 
     /// The elements of a row.
     #[inline(always)]
     pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.rows);
+        assert!(row < self.count);
         // SAFETY: `Output::columns` checked that the row lies in the matrix, and its caller that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(row), self.width) }
     }

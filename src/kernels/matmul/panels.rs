@@ -12,8 +12,25 @@ pub(crate) const PANEL: usize = 32;
 /// Columns in a block.
 pub(crate) const BLOCK: usize = 8;
 
-/// Most columns under one scale whose products cannot overflow an `i32`: `255 · 255 · 32,768 < 2^31`.
+/// Most columns under one scale whose products cannot overflow an `i32`: `(255 + 255) · 128 · 32,768 < 2^31` and
+/// `255 · 255 · 32,768 < 2^31`.
 const MAX_GROUP: usize = 1 << 15;
+
+/// Columns whose products are summed as integers: `group`, or if that is too many, a part of it. A part of a group that ends
+/// before the last column divides it, and is a multiple of `unit` if the group is.
+pub(super) fn exact_group(group: usize, cols: usize, unit: usize) -> usize {
+    let group = group.clamp(1, cols.max(1));
+    if group <= MAX_GROUP {
+        return group;
+    }
+    if group >= cols {
+        return MAX_GROUP;
+    }
+    let unit = if group.is_multiple_of(unit) { unit } else { 1 };
+    let units = group / unit;
+    let parts = (group.div_ceil(MAX_GROUP)..=units).find(|parts| units.is_multiple_of(*parts));
+    unit * (units / parts.unwrap_or(units))
+}
 
 /// How a code lies in a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +95,7 @@ pub(crate) struct Columns {
 impl Columns {
     /// Groups of `group` columns, the last one perhaps shorter. Groups too long for exact sums are cut.
     pub(crate) fn new(cols: usize, group: usize) -> Self {
-        Self { cols, group: group.clamp(1, MAX_GROUP).min(cols.max(1)) }
+        Self { cols, group: exact_group(group, cols, BLOCK) }
     }
 
     pub(crate) fn cols(self) -> usize {
@@ -92,7 +109,7 @@ impl Columns {
 
     /// Blocks of all groups.
     pub(crate) fn blocks(self) -> usize {
-        self.iter().last().map_or(0, |g| g.block + g.blocks)
+        self.groups().checked_sub(1).map_or(0, |last| self.get(last).block + self.get(last).blocks)
     }
 
     pub(crate) fn get(self, index: usize) -> Group {
@@ -199,7 +216,8 @@ pub(crate) fn pack_codes(
 pub(crate) fn code_sums(rows: usize, columns: Columns, row: impl Fn(usize, &mut [u8])) -> Vec<i32> {
     let groups = columns.groups();
     let mut sums = vec![0; rows.div_ceil(PANEL) * groups * PANEL];
-    let mut codes = vec![0u8; columns.cols()];
+    // for no rows, the number of columns is anyone's claim
+    let mut codes = vec![0u8; if rows == 0 { 0 } else { columns.cols() }];
     for r in 0..rows {
         row(r, &mut codes);
         for (index, group) in columns.iter().enumerate() {
@@ -294,3 +312,23 @@ unsafe impl Word for f32 {}
 unsafe impl Word for i32 {}
 // SAFETY: as above.
 unsafe impl Word for i64 {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_groups_are_cut_where_scales_do_not_change() {
+        assert_eq!(exact_group(128, 4096, 8), 128);
+        assert_eq!(exact_group(0, 0, 8), 1);
+        assert_eq!(exact_group(usize::MAX, 100_000, 8), MAX_GROUP);
+        assert_eq!(exact_group(50_000, 200_000, 8), 25_000);
+        assert_eq!(exact_group(64 * 1024, 1 << 20, 64), MAX_GROUP);
+        // a prime
+        assert_eq!(exact_group(32_771, 1 << 20, 64), 1);
+        for (group, cols) in [(50_000, 200_000), (40_960, 90_000), (98_304, 98_305)] {
+            let part = exact_group(group, cols, 64);
+            assert!(part <= MAX_GROUP && group.is_multiple_of(part), "{group}");
+        }
+    }
+}

@@ -58,7 +58,7 @@ fn start(tile: &mut IntTile<'_, '_>, group: usize) {
             Start::Continue => {}
             Start::Shared(starts) => partial.fill(starts[group * tile.rows + row]),
             Start::Each { zeros, starts, code_sums, activation_zeros } => {
-                let zeros = zeros.from_group(group);
+                let zeros = zeros.of_group(group);
                 for (output, partial) in partial.iter_mut().enumerate() {
                     // the sum is small again in the end, whatever it is in between
                     *partial = zeros.of(output).wrapping_mul(starts[group * tile.rows + row]);
@@ -108,7 +108,7 @@ pub(super) fn float_body<const FUSED: bool>(tile: &mut FloatTile<'_, '_>) {
         let codes = tile.codes[group * bytes..][..bytes].chunks_exact(tile.storage.block_bytes());
         let activations =
             tile.activations[group * blocks * BLOCK * tile.rows..].chunks_exact(BLOCK * tile.rows);
-        let zeros = tile.zeros.from_group(group);
+        let zeros = tile.zeros.of_group(group);
         for (codes, activations) in codes.zip(activations) {
             decode_block(tile.storage, codes, zeros, &mut weights);
             for (weights, activations) in weights.chunks_exact(PANEL).zip(activations.chunks_exact(tile.rows))

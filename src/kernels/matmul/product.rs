@@ -43,6 +43,16 @@ pub struct Epilogue<'a> {
     pub relu: bool,
 }
 
+impl Epilogue<'_> {
+    /// What becomes of the sum of an output.
+    #[inline(always)]
+    pub(super) fn apply(&self, sum: f32, output: usize) -> f32 {
+        let value = self.bias.map_or(sum, |bias| sum + bias[output]);
+        // a comparison, because `max` would turn NaN into 0
+        if self.relu && value < 0.0 { 0.0 } else { value }
+    }
+}
+
 /// Neighbouring groups of the same number of blocks, or a part of one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
@@ -297,7 +307,7 @@ impl<'a> Schedule<'a> {
 
     fn run(&self, y: &mut [f32], work: impl Fn(&mut Scratch, &At<'_>) + Sync) {
         let panels = self.panels.panels();
-        let macs = self.batch * self.panels.rows * self.panels.columns.cols();
+        let macs = self.batch.saturating_mul(self.panels.rows).saturating_mul(self.panels.columns.cols());
         let threads = if macs < PARALLEL_MIN_WORK { 1 } else { rayon::current_num_threads() };
         // neighbouring panels follow each other in memory: long runs, but enough of them to even out the threads
         let even = panels.div_ceil(threads * 4).max(1);
@@ -419,12 +429,6 @@ fn without_columns(rows: usize, epilogue: Epilogue<'_>, y: &mut [f32]) {
         return;
     }
     for y in y.chunks_exact_mut(rows) {
-        match epilogue.bias {
-            Some(bias) => y.copy_from_slice(bias),
-            None => y.fill(0.0),
-        }
-        if epilogue.relu {
-            y.iter_mut().filter(|y| **y < 0.0).for_each(|y| *y = 0.0);
-        }
+        y.iter_mut().enumerate().for_each(|(output, y)| *y = epilogue.apply(0.0, output));
     }
 }

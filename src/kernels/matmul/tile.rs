@@ -45,14 +45,14 @@ impl<'a> Zeros<'a> {
 
     /// From a group on.
     #[inline(always)]
-    pub(super) fn from_group(self, group: usize) -> Zeros<'a> {
+    pub(super) fn of_group(self, group: usize) -> Zeros<'a> {
         match self {
             Self::All(zero) => Self::All(zero),
             Self::Each(zeros) => Self::Each(&zeros[group * PANEL..]),
         }
     }
 
-    fn check(self, groups: usize) {
+    pub(super) fn check(self, groups: usize) {
         if let Self::Each(zeros) = self {
             assert!(zeros.len() >= groups * PANEL);
         }
@@ -108,6 +108,8 @@ impl IntTile<'_, '_> {
         let blocks = self.codes.len() / self.storage.block_bytes();
         assert!((1..=TILE).contains(&rows) && groups > 0 && blocks.is_multiple_of(groups));
         assert!(matches!(self.storage, Storage::Byte | Storage::Nibble));
+        assert_eq!(self.codes.len(), blocks * self.storage.block_bytes());
+        assert!(self.finish.as_ref().is_none_or(|finish| !finish.scales.is_empty()));
         assert!(groups == 1 || (self.finish.is_some() && !matches!(self.start, Start::Continue)));
         assert!(self.activations.len() >= blocks * 2 * rows && self.partial.len() >= rows * PANEL);
         match self.start {
@@ -150,6 +152,7 @@ impl FloatTile<'_, '_> {
     pub(super) fn run(&mut self, isa: Isa) {
         let blocks = self.codes.len() / self.storage.block_bytes();
         assert!((1..=TILE).contains(&self.rows) && self.groups > 0 && blocks.is_multiple_of(self.groups));
+        assert_eq!(self.codes.len(), blocks * self.storage.block_bytes());
         assert!(self.activations.len() >= blocks * BLOCK * self.rows);
         self.zeros.check(self.groups);
         check_finish(Some(&self.finish), self.groups, self.rows);

@@ -32,7 +32,9 @@ pub(crate) fn le_bytes<T: Number>(values: &[T]) -> Cow<'_, [u8]> {
         Cow::Borrowed(unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) })
     } else {
         let mut bytes = Vec::with_capacity(size_of_val(values));
-        values.iter().for_each(|v| v.append_le_bytes(&mut bytes));
+        for v in values {
+            v.append_le_bytes(&mut bytes);
+        }
         Cow::Owned(bytes)
     }
 }
