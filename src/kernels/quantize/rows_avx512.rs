@@ -229,13 +229,13 @@ fn batch<const K: u8, const P: u8>(
             }
         }
     }
-    for i in 0..GROUPS {
+    for (i, largest) in largest.into_iter().enumerate() {
         let scale = batch.scale[i];
         let reciprocal = 1.0 / scale;
         batch.reciprocal[i] = reciprocal;
         batch.rest[i] = (-scale).mul_add(reciprocal, 1.0) * reciprocal;
         // no intermediate result may overflow or lose bits to underflow
-        let tame = scale >= 1e-18 && scale <= 1e18 && largest[i] <= 1e6 * scale;
+        let tame = (1e-18..=1e18).contains(&scale) && largest <= 1e6 * scale;
         let short = !is_awkward(scale);
         batch.how[i] = match (K, P) {
             // the sign of what is rounded to zero is the quotient's, which must not underflow
