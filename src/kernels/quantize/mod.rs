@@ -701,7 +701,7 @@ mod tests {
                 values.push(scale * tie);
             }
             values.extend([-134i32, -127, -126, -25, -10].map(|e| scale * 2f32.powi(e) * 1.000_000_1));
-            let near = |x: f32| [-1, 0, 1].map(|d| f32::from_bits((x.to_bits() as i32 + d) as u32));
+            let near = |x: f32| [-1, 0, 1].map(|d| f32::from_bits(x.to_bits().wrapping_add_signed(d)));
             let values: Vec<f32> = values.into_iter().flat_map(near).filter(|x| x.is_finite()).collect();
             let zero_points = [0, 5, -128];
             let int = |bits, symmetric| Codes::Int { bits, symmetric };
