@@ -17,9 +17,11 @@ pub(super) const LANES: usize = 16;
 pub(super) const CHECK: usize = 16;
 
 /// Registers of candidates for all steps.
+#[cfg(target_arch = "x86_64")]
 pub(super) const BATCHES: usize = STEPS.div_ceil(LANES);
 
 /// Squared errors that a rough sum adds in `f32`.
+#[cfg(target_arch = "x86_64")]
 pub(super) const BLOCK: usize = 64;
 
 /// What each step multiplies the range with: 1 down to 0.2.
@@ -303,6 +305,7 @@ fn divide<const FMA: bool>(x: f32, scale: f32, reciprocal: f32) -> f32 {
 /// most 8 bits in `2k + 1` for a code, 9 for bf16 and 12 for f16. As integers, `m` is then `(2k + 1)·2^t ± 1` of 25 bits with
 /// `t ≥ 13`, and `|X·2^j − m·S| ≤ 2^(25 + 24 − 46) = 8` for the mantissas `X` and `S` with `j ≥ 23`. Modulo 2^13 that leaves
 /// `±S`, so that `S` is within 8 of a multiple of 2^13.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn is_awkward(scale: f32) -> bool {
     (scale.to_bits() + 8) & 0x1fff <= 16
