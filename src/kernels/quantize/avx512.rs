@@ -1,13 +1,10 @@
 //! The search's inner loop: left to itself, the compiler works on half registers.
 
-use std::arch::x86_64::{
-    _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_castps512_ps256,
-    _mm512_cmp_pd_mask, _mm512_cvtps_pd, _mm512_extractf32x8_ps, _mm512_fmadd_pd, _mm512_fmadd_ps,
-    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
-    _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_sub_ps,
-};
+#[allow(clippy::wildcard_imports)] // the instructions
+use std::arch::x86_64::*;
 
-use super::search::{CHECK, Candidates, LANES};
+use super::ROUND;
+use super::search::{BATCHES, BLOCK, CHECK, Candidates, LANES, STEPS, is_awkward};
 use crate::kernels::level::Avx512;
 
 /// Integer codes in `f32`: what [`super::search`]'s portable `errors` computes, with all candidates in one register.
@@ -28,18 +25,6 @@ pub(super) fn int_errors(
             (false, _) => errors::<false, false>(half, values, lanes, least),
         }
     }
-}
-
-/// Whether the short division may lead to another code under this scale.
-///
-/// It multiplies by a reciprocal of two parts, whose relative error, with that of the product, is below 2^-46. It rounds to
-/// another float than division only where `x / scale` is that close to the middle `m` between two floats; and the code is
-/// another one only where one of these floats is a tie, `k + 1/2`, with at most 8 bits in `2k + 1`. As integers, `m` is then
-/// `(2k + 1)·2^t ± 1` of 25 bits with `t ≥ 17`, and `|X·2^j − m·S| ≤ 2^(25 + 24 − 46) = 8` for the mantissas `X` and `S`
-/// with `j ≥ 23`. Modulo 2^14 that leaves `±S`, so that `S` is within 8 of a multiple of 2^14.
-#[inline]
-fn is_awkward(scale: f32) -> bool {
-    (scale.to_bits() + 8) & 0x3fff <= 16
 }
 
 /// `SHORT`: with a division of two steps, for scales that are not awkward and without zero points.
@@ -98,4 +83,112 @@ fn errors<const SYMMETRIC: bool, const SHORT: bool>(
         _mm512_storeu_pd(sums.as_mut_ptr().add(LANES / 2), right);
     }
     sums
+}
+
+/// The candidates that rough sums of squared errors do not rule out, as bits: with reciprocals for divisions, and sums in
+/// `f32` of [`BLOCK`] values.
+///
+/// With scale `s`, largest code `K` less its zero point, and `n` values with errors `e`, a rough sum `S` is off by:
+/// - the sums in `f32`: relative `(BLOCK + 1)·2^-24`; the rounding of each error: relative `2^-22`;
+/// - the rounding of `code·s`: `2^-24·K·s` in each error, `2^-23·K·s·Σ|e| ≤ 2^-23·K·s·√(n·Σe²)` in the sum, and
+///   `s·√(n·Σe²) ≤ (n·s² / 4 + 4·Σe²) / 2`;
+/// - another code: only if a tie lies between the two quotients, rounded with the zero point, hence within
+///   `d = 2^-24·(2·|x/s| + |code|)` of `x/s`. The squares of the errors next to a tie then differ by at most `2·s²·d`.
+///
+/// Each is at least doubled here. What is below `2^-149` and lost is far less than these, as no scale is below `1e-15`.
+pub(super) fn shortlist(
+    _: Avx512,
+    bits: u8,
+    symmetric: bool,
+    values: &[f32],
+    lanes: &[Candidates; BATCHES],
+) -> u128 {
+    let half = (1i32 << (bits - 1)) as f32;
+    let mut sums = [[0.0; LANES]; BATCHES];
+    // SAFETY: the token is the proof that the processor has AVX-512 F and DQ.
+    unsafe {
+        if symmetric {
+            rough::<BATCHES, true>(half, values, lanes, &mut sums);
+            within(f64::from(half), values.len(), lanes, &mut sums)
+        } else {
+            // every candidate has a zero point, for which there are not enough registers
+            const FIRST: usize = BATCHES / 2;
+            rough::<FIRST, false>(half, values, &lanes[..FIRST], &mut sums[..FIRST]);
+            rough::<{ BATCHES - FIRST }, false>(half, values, &lanes[FIRST..], &mut sums[FIRST..]);
+            within(f64::from(4.0 * half), values.len(), lanes, &mut sums)
+        }
+    }
+}
+
+/// Candidates whose lower bound is not above the least upper bound, see [`shortlist`]; `width` is no less than `K` there, nor,
+/// apart from halves, than `2^23·d`.
+#[target_feature(enable = "avx512f,avx512dq")]
+fn within(width: f64, values: usize, lanes: &[Candidates], sums: &mut [[f64; LANES]; BATCHES]) -> u128 {
+    const UNIT: f64 = 1.0 / 4_194_304.0;
+    let relative = _mm512_set1_pd(2.0 * (BLOCK + 8) as f64 / 16_777_216.0 + 2.0 * width * UNIT);
+    let absolute = _mm512_set1_pd((2.0 + 0.25) * width * UNIT * values as f64);
+    // lanes beyond the last step
+    sums[STEPS / LANES][STEPS % LANES..].fill(f64::MAX);
+    let halves = sums.as_flattened().as_chunks::<{ LANES / 2 }>().0;
+    let (mut lower, mut least) = ([_mm512_setzero_pd(); 2 * BATCHES], _mm512_set1_pd(f64::INFINITY));
+    for (i, (half, lower)) in halves.iter().zip(&mut lower).enumerate() {
+        // SAFETY: 8 of the sums, and 8 of the 16 scales.
+        let (sum, scale) = unsafe {
+            let scale = lanes[i / 2].scale.as_ptr().add(i % 2 * (LANES / 2));
+            (_mm512_loadu_pd(half.as_ptr()), _mm512_cvtps_pd(_mm256_loadu_ps(scale)))
+        };
+        let off = _mm512_mul_pd(_mm512_mul_pd(scale, scale), absolute);
+        least = _mm512_min_pd(_mm512_add_pd(_mm512_fmadd_pd(sum, relative, sum), off), least);
+        *lower = _mm512_sub_pd(_mm512_fnmadd_pd(sum, relative, sum), off);
+    }
+    let least = _mm512_set1_pd(_mm512_reduce_min_pd(least));
+    let mut within = 0;
+    for (i, lower) in lower.iter().enumerate() {
+        let kept = _mm512_cmp_pd_mask::<_CMP_LE_OQ>(*lower, least);
+        within |= u128::from(kept) << (i * (LANES / 2));
+    }
+    within
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn rough<const N: usize, const SYMMETRIC: bool>(
+    half: f32,
+    values: &[f32],
+    lanes: &[Candidates],
+    totals: &mut [[f64; LANES]],
+) {
+    assert!(lanes.len() == N && totals.len() == N);
+    // SAFETY: each array has as many elements as a register.
+    let load = |lanes: &[f32; LANES]| unsafe { _mm512_loadu_ps(lanes.as_ptr()) };
+    let scale: [_; N] = std::array::from_fn(|i| load(&lanes[i].scale));
+    let reciprocal: [_; N] = std::array::from_fn(|i| load(&lanes[i].reciprocal));
+    let round = _mm512_set1_ps(ROUND);
+    // added to a quotient: the zero point, and what leaves no bits for a fraction
+    let shift: [_; N] =
+        std::array::from_fn(
+            |i| {
+                if SYMMETRIC { round } else { _mm512_add_ps(load(&lanes[i].zero_point), round) }
+            },
+        );
+    let (low, high) = (_mm512_set1_ps(ROUND - half), _mm512_set1_ps(ROUND + half - 1.0));
+    for values in values.chunks(BLOCK) {
+        let mut sums = [_mm512_setzero_ps(); N];
+        for x in values {
+            let x = _mm512_set1_ps(*x);
+            for i in 0..N {
+                let code = _mm512_fmadd_ps(x, reciprocal[i], shift[i]);
+                let code = _mm512_min_ps(_mm512_max_ps(code, low), high);
+                let error = _mm512_fnmadd_ps(_mm512_sub_ps(code, shift[i]), scale[i], x);
+                sums[i] = _mm512_fmadd_ps(error, error, sums[i]);
+            }
+        }
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            let mut lanes = [0.0; LANES];
+            // SAFETY: as many elements as a register.
+            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sums) };
+            for (total, sum) in totals.iter_mut().zip(lanes) {
+                *total += f64::from(sum);
+            }
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! Rounding to codes under scales, and back.
 //!
-//! [`quantize_int_rows`] and [`quantize_f8_rows`] read their values once: range, scale, codes and packing of a group are
-//! done while it lies in the first-level cache. The `encode` functions use scales that are known already.
+//! [`quantize_int_rows`] and [`quantize_f8_rows`] read their values from memory once: range, scale, codes and packing of
+//! some groups are done while these lie in the first-level cache.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx512;
 pub(crate) mod search;
 
 use std::mem::MaybeUninit;
@@ -224,11 +226,27 @@ struct Encode<'a> {
 }
 
 multiversion! {
-    fn quantize_task(job: Job<'_>) -> bool = portable::quantize_task
+    fn quantize_any(job: Job<'_>) -> bool = portable::quantize_task
 }
 
 multiversion! {
-    fn encode_task(job: Encode<'_>) = portable::encode_task
+    fn encode_any(job: Encode<'_>) = portable::encode_task
+}
+
+fn quantize_task(isa: Isa, job: Job<'_>) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => rows_avx512::quantize_task(token, job),
+        _ => quantize_any(isa, job),
+    }
+}
+
+fn encode_task(isa: Isa, job: Encode<'_>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => rows_avx512::encode_task(token, job),
+        _ => encode_any(isa, job),
+    }
 }
 
 /// Rows, and so tasks, that are worth a thread of their own; all rows where that is not worth it.
@@ -645,6 +663,83 @@ mod tests {
                 match stored {
                     Stored::Words(words) => assert!(words == packed(scheme, &expected)),
                     Stored::Bytes(bytes) => assert!(bytes == expected),
+                }
+            }
+        }
+    }
+
+    /// Values on ties, and next to them, under scales that leave a division little room.
+    #[test]
+    fn every_level_encodes_what_lies_on_ties() {
+        let mut state = 3u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        let mut scales = vec![1e-18, 1e18, 1.0, 448.0, f32::MIN_POSITIVE, 1e-45, 1e-40, 1e30, 3e38];
+        for exponent in [1, 60, 66, 67, 68, 100, 113, 120, 126, 127, 150, 186, 187, 188] {
+            for _ in 0..12 {
+                let near = (random() % 40) as i32 - 20;
+                let (power, multiple) = (exponent << 23, (random() % 1024) as i32);
+                scales.extend(
+                    [power + near, power + (multiple << 13) + near].map(|s| f32::from_bits(s as u32)),
+                );
+                scales.push(f32::from_bits(power as u32 + (random() & 0x7f_ffff)));
+            }
+        }
+        for scale in scales {
+            // ties of integers and e4m3, of bf16, of f16; what is rounded to zero; and far away
+            let mut values = vec![0.0, -0.0, 1e-45, -1e-45, scale * 1e-38, scale * 2f32.powi(-134)];
+            for i in 0..120 {
+                let odd = (2 * random() + 1) as f32;
+                let tie = match i % 4 {
+                    0 => (odd % 1024.0 - 512.0) / 2.0,
+                    1 => (odd % 512.0) * 2f32.powi(-((random() % 20) as i32)),
+                    2 => -(odd % 4096.0) * 2f32.powi(-((random() % 30) as i32)),
+                    _ => (odd % 32.0) * 2f32.powi((random() % 12) as i32 - 10),
+                };
+                values.push(scale * tie);
+            }
+            values.extend([-134i32, -127, -126, -25, -10].map(|e| scale * 2f32.powi(e) * 1.000_000_1));
+            let near = |x: f32| [-1, 0, 1].map(|d| f32::from_bits(x.to_bits().wrapping_add_signed(d)));
+            let values: Vec<f32> = values.into_iter().flat_map(near).filter(|x| x.is_finite()).collect();
+            let zero_points = [0, 5, -128];
+            let int = |bits, symmetric| Codes::Int { bits, symmetric };
+            for codes in [int(8, true), int(4, true), int(8, false), Codes::F8E4M3] {
+                for precision in PRECISIONS {
+                    for zero_point in &zero_points[..if codes == int(8, false) { 3 } else { 1 }] {
+                        let affine = Affine { scale, zero_point: *zero_point };
+                        let scheme = Scheme { codes, precision, cols: values.len(), group: 300 };
+                        let affines = [affine; 4];
+                        let affines = &affines[..scheme.groups_per_row()];
+                        let mut expected = vec![0u8; values.len()];
+                        encode_run(
+                            Isa::Portable,
+                            codes,
+                            affine,
+                            precision,
+                            &values,
+                            as_uninit(&mut expected),
+                        );
+                        for isa in Isa::all() {
+                            let mut words = vec![0u32; scheme.out_per_row()];
+                            let mut bytes = vec![0u8; values.len()];
+                            let out = match codes {
+                                Codes::Int { bits, .. } => Out::Words(bits, as_uninit(&mut words)),
+                                Codes::F8E4M3 => Out::Bytes(as_uninit(&mut bytes)),
+                            };
+                            encode_task(isa, Encode { scheme, values: &values, out, affines, stride: 0 });
+                            if let Codes::Int { bits, .. } = codes {
+                                pack::unpack(&words, bits, 0, &mut bytes);
+                            }
+                            for ((x, code), expected) in values.iter().zip(&bytes).zip(&expected) {
+                                assert_eq!(
+                                    code, expected,
+                                    "{x:e} {affine:?} {codes:?} {precision:?} {isa:?}"
+                                );
+                            }
+                        }
+                    }
                 }
             }
         }

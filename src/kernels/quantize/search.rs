@@ -3,6 +3,8 @@
 use super::portable::{clamp, e4m3, e4m3_value, parameters, with_precision};
 use super::{Codes, F8_E4M3_MAX, ROUND};
 use crate::dtype::Precision;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::level::Avx512;
 use crate::kernels::level::{Isa, multiversion};
 
 /// Shrunk ranges that are tried.
@@ -13,6 +15,14 @@ pub(super) const LANES: usize = 16;
 
 /// Values after which candidates that have lost already are given up.
 pub(super) const CHECK: usize = 16;
+
+/// Registers of candidates for all steps.
+#[cfg(target_arch = "x86_64")]
+pub(super) const BATCHES: usize = STEPS.div_ceil(LANES);
+
+/// Squared errors that a rough sum adds in `f32`.
+#[cfg(target_arch = "x86_64")]
+pub(super) const BLOCK: usize = 64;
 
 /// What each step multiplies the range with: 1 down to 0.2.
 pub(crate) static FACTORS: [f32; STEPS] = {
@@ -36,6 +46,12 @@ pub(crate) fn least_error(
     values: &[f32],
     range: (f32, f32),
 ) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512(token), Codes::Int { bits, symmetric }, Precision::F32) = (isa, codes, precision)
+        && let Some(best) = least_of_shortlist(token, bits, symmetric, values, range)
+    {
+        return best;
+    }
     let (mut least, mut best) = (f64::INFINITY, 0);
     for first in (0..STEPS).step_by(LANES) {
         let (lanes, low, high) = candidates_in(isa, codes, precision, range, first);
@@ -63,6 +79,54 @@ pub(crate) fn least_error(
     best
 }
 
+/// [`least_error`] of `f32` values to integers, exactly computed only for candidates that a rough sum does not rule out;
+/// `None` where rough sums could over- or underflow.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn least_of_shortlist(
+    token: Avx512,
+    bits: u8,
+    symmetric: bool,
+    values: &[f32],
+    range: (f32, f32),
+) -> Option<usize> {
+    let (isa, codes) = (Isa::Avx512(token), Codes::Int { bits, symmetric });
+    let mut lanes = [Candidates::NONE; BATCHES];
+    for (batch, lanes) in lanes.iter_mut().enumerate() {
+        let (batch, low, high) = candidates_in(isa, codes, Precision::F32, range, batch * LANES);
+        let magnitude = range.0.abs().max(range.1.abs());
+        if !(low >= 1e-15 && high <= 1e12 && magnitude <= 1e6 * low) {
+            return None;
+        }
+        *lanes = batch;
+    }
+    let mut left = super::avx512::shortlist(token, bits, symmetric, values, &lanes);
+    let (mut least, mut best) = (f64::INFINITY, left.trailing_zeros() as usize);
+    if left.is_power_of_two() {
+        return Some(best);
+    }
+    while left != 0 {
+        // lanes that are not filled do not count
+        let (mut exact, mut tried, mut count) = (Candidates::NONE, [0; LANES], 0);
+        while left != 0 && count < LANES {
+            let (lane, step) = (count, left.trailing_zeros() as usize);
+            left &= left - 1;
+            let from = &lanes[step / LANES];
+            exact.scale[lane] = from.scale[step % LANES];
+            exact.reciprocal[lane] = from.reciprocal[step % LANES];
+            exact.zero_point[lane] = from.zero_point[step % LANES];
+            (tried[lane], count) = (step, lane + 1);
+        }
+        let sums = super::avx512::int_errors(token, bits, symmetric, values, &exact, least);
+        for (sum, step) in sums.iter().zip(&tried[..count]) {
+            if *sum < least {
+                (least, best) = (*sum, *step);
+            }
+        }
+    }
+    Some(best)
+}
+
 #[inline]
 fn errors_of(
     isa: Isa,
@@ -86,10 +150,15 @@ fn errors_of(
 }
 
 /// `LANES` candidates, lane by lane.
+#[derive(Clone, Copy)]
 pub(super) struct Candidates {
     pub(super) scale: [f32; LANES],
     pub(super) reciprocal: [f32; LANES],
     pub(super) zero_point: [f32; LANES],
+}
+
+impl Candidates {
+    const NONE: Self = Self { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
 }
 
 multiversion! {
@@ -141,7 +210,7 @@ fn candidates_any(
 /// The candidates from step `first` on, with the smallest and the largest scale.
 #[inline(always)]
 fn candidates(codes: Codes, precision: Precision, range: (f32, f32), first: usize) -> (Candidates, f32, f32) {
-    let mut lanes = Candidates { scale: [1.0; LANES], reciprocal: [1.0; LANES], zero_point: [0.0; LANES] };
+    let mut lanes = Candidates::NONE;
     // lanes beyond the last step do not count
     let mut factors = [1.0; LANES];
     let steps = &FACTORS[first..(first + LANES).min(STEPS)];
@@ -225,6 +294,21 @@ fn divide<const FMA: bool>(x: f32, scale: f32, reciprocal: f32) -> f32 {
     let quotient = x * reciprocal;
     let quotient = (-quotient).mul_add(scale, x).mul_add(reciprocal, quotient);
     (-quotient).mul_add(scale, x).mul_add(reciprocal, quotient)
+}
+
+/// Whether the short division, `x·r + x·(1/scale − r)` with the rounded reciprocal `r`, may lead to another code under this
+/// scale, or round to another f16 or bf16.
+///
+/// It multiplies by a reciprocal of two parts, whose relative error, with that of the product, is below 2^-46. It rounds to
+/// another float than division only where `x / scale` is that close to the middle `m` between two floats. Neighbouring
+/// floats round to different codes, or to different f16 or bf16, only where one of them is a tie: `(2k + 1)/2` units, with at
+/// most 8 bits in `2k + 1` for a code, 9 for bf16 and 12 for f16. As integers, `m` is then `(2k + 1)·2^t ± 1` of 25 bits with
+/// `t ≥ 13`, and `|X·2^j − m·S| ≤ 2^(25 + 24 − 46) = 8` for the mantissas `X` and `S` with `j ≥ 23`. Modulo 2^13 that leaves
+/// `±S`, so that `S` is within 8 of a multiple of 2^13.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn is_awkward(scale: f32) -> bool {
+    (scale.to_bits() + 8) & 0x1fff <= 16
 }
 
 #[cfg(test)]
@@ -314,6 +398,111 @@ mod tests {
             quotients(isa, &x, &scale, &mut out);
             for ((x, scale), out) in x.iter().zip(&scale).zip(&out) {
                 assert_eq!(out.to_bits(), (x / scale).to_bits(), "{x:e} / {scale:e} {isa:?}");
+            }
+        }
+    }
+
+    /// Scales that leave a division little room: powers of two and what is awkward, give or take, and any.
+    #[cfg(target_arch = "x86_64")]
+    fn hard_scales(random: &mut impl FnMut() -> u32) -> Vec<f32> {
+        let mut scales = Vec::new();
+        for d in -20..=20i32 {
+            scales.extend([0x3c00_0000i32, 0x3c80_0000].map(|power| f32::from_bits((power + d) as u32)));
+            for _ in 0..6 {
+                let multiple = (random() % 1024) as i32;
+                scales.push(f32::from_bits((0x3c00_0000 + (multiple << 13) + d) as u32));
+            }
+        }
+        scales.extend((0..500).map(|_| f32::from_bits(0x3c00_0000 + (random() & 0x7f_ffff))));
+        scales
+    }
+
+    /// A tie may go either way if the quotient is off by one place.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn short_division_finds_the_codes_of_division() {
+        let Some(Isa::Avx512(token)) = Isa::all().pop() else { return };
+        let mut state = 11u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        let scales = hard_scales(&mut random);
+        assert!(scales.iter().any(|s| is_awkward(*s)) && scales.iter().any(|s| !is_awkward(*s)));
+        for power in [1.0, 2f32.powi(-40), 2f32.powi(40)] {
+            for bits in [2, 4, 8] {
+                for scales in scales.chunks(LANES) {
+                    let mut lanes = Candidates::NONE;
+                    for lane in 0..LANES {
+                        lanes.scale[lane] = scales[lane % scales.len()] * power;
+                        lanes.reciprocal[lane] = 1.0 / lanes.scale[lane];
+                    }
+                    let half = 1i32 << (bits - 1);
+                    let mut values = Vec::new();
+                    for scale in lanes.scale {
+                        for k in -half - 1..=half {
+                            let tie = scale * (k as f32 + 0.5);
+                            values
+                                .extend((-2..=2).map(|d| f32::from_bits((tie.to_bits() as i32 + d) as u32)));
+                        }
+                    }
+                    let codes = Codes::Int { bits, symmetric: true };
+                    // one by one: a sum would hide the difference of two small errors
+                    for value in values {
+                        let found = super::super::avx512::int_errors(
+                            token,
+                            bits,
+                            true,
+                            &[value],
+                            &lanes,
+                            f64::INFINITY,
+                        );
+                        let expected =
+                            errors::<false>(codes, Precision::F32, &[value], &lanes, f64::INFINITY);
+                        assert_eq!(found, expected, "{value:e} {:?}", lanes.scale);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sums that lie close together, or are equal, are told apart by their exact values.
+    #[test]
+    fn no_candidate_is_ruled_out_wrongly() {
+        let mut state = 5u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        for round in 0..600u32 {
+            let (bits, symmetric) = ([2, 3, 4, 8][round as usize % 4], round % 3 != 0);
+            let half = 1i32 << (bits - 1);
+            let size = 2f32.powi([0, -20, 20, -49, -60, 50][random() as usize % 6]);
+            let len = 1 + random() as usize % [3, 130, 700][round as usize % 3];
+            let values: Vec<f32> = (0..len)
+                .map(|_| {
+                    let k = (random() % (2 * half as u32 + 3)) as f32 - half as f32 - 1.0;
+                    match round % 5 {
+                        0 => k * size,
+                        1 => (k + 0.5) * size,
+                        2 => f32::from_bits(((k + 0.5) * size).to_bits() + random() % 3),
+                        3 => {
+                            if k > 0.0 {
+                                size
+                            } else {
+                                -size
+                            }
+                        }
+                        _ => (random() as f32 - 8e6) * size,
+                    }
+                })
+                .collect();
+            let range = crate::kernels::reduce::min_max(&values).unwrap();
+            let codes = Codes::Int { bits, symmetric };
+            let expected = by_definition(codes, Precision::F32, &values, range);
+            for isa in Isa::all() {
+                let found = least_error(isa, codes, Precision::F32, &values, range);
+                assert_eq!(found, expected, "{codes:?} {isa:?} round {round} {values:?}");
             }
         }
     }
