@@ -2,7 +2,7 @@
 //!
 //! One folder per operation: `mod.rs` is what the rest of the crate calls, `portable.rs` is the specification that
 //! every faster version must equal bit for bit. Most faster versions are the same body, compiled once per level
-//! ([`level::multiversion`]); `avx2.rs` and `avx512.rs` exist where the compiler does not find the instructions.
+//! (`multiversion!`); `avx2.rs` and `avx512.rs` exist where the compiler does not find the instructions.
 //!
 //! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
