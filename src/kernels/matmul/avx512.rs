@@ -147,49 +147,91 @@ unsafe fn dot<const ROWS: usize, const CHAINS: usize, const NIBBLE: bool>(
     sums: &mut Sums<__m512i, ROWS>,
 ) {
     let low = _mm512_set1_epi8(15);
-    let mut chains = [[[_mm512_setzero_si512(); 2]; ROWS]; CHAINS];
-    chains[0] = *sums;
     let block_bytes = if NIBBLE { PANEL * 4 } else { PANEL * 8 };
+    // Chains have names rather than numbers, and the steps are macros rather than functions or closures, into which the
+    // compiler need not carry this function's instructions: only so are sums certain to stay in registers.
+    let mut a = *sums;
+    let mut b = [[_mm512_setzero_si512(); 2]; ROWS];
+    let (mut c, mut d) = (b, b);
+    let mut at = codes.as_ptr();
+    /// The weights of the block at hand: of columns 0 to 3, and of columns 4 to 7.
+    macro_rules! weights {
+        () => {{
+            for line in (0..block_bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead + line).cast());
+            }
+            let first = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(64).cast())];
+            if NIBBLE {
+                let high = [_mm512_srli_epi32::<4>(first[0]), _mm512_srli_epi32::<4>(first[1])];
+                (
+                    [_mm512_and_si512(first[0], low), _mm512_and_si512(first[1], low)],
+                    [_mm512_and_si512(high[0], low), _mm512_and_si512(high[1], low)],
+                )
+            } else {
+                (first, [_mm512_loadu_si512(at.add(128).cast()), _mm512_loadu_si512(at.add(192).cast())])
+            }
+        }};
+    }
+    macro_rules! multiply {
+        ($sums:ident, $weights:expr, $half:literal) => {
+            for row in 0..ROWS {
+                let x = _mm512_set1_epi32(*x.add(row * 2 + $half));
+                $sums[row][0] = _mm512_dpbusd_epi32($sums[row][0], $weights[0], x);
+                $sums[row][1] = _mm512_dpbusd_epi32($sums[row][1], $weights[1], x);
+            }
+        };
+    }
+    macro_rules! advance {
+        () => {
+            x = x.add(ROWS * 2);
+            at = at.add(block_bytes);
+        };
+    }
+    let mut blocks = codes.len() / block_bytes;
     // SAFETY: the caller's promise: `x` points to two words per row and block; every load of codes lies in a block.
     unsafe {
-        let mut at = codes.as_ptr();
-        let end = at.add(codes.len());
-        while at < end {
-            // two blocks a turn where there are four chains, so that each has its turn
-            for turn in 0..CHAINS.div_ceil(2) {
-                if turn > 0 && at >= end {
-                    break;
-                }
-                let load = |i: usize| _mm512_loadu_si512(at.add(i * 64).cast());
-                let halves: [[__m512i; 2]; 2] = if NIBBLE {
-                    let (a, b) = (load(0), load(1));
-                    let high = |v| _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
-                    [[_mm512_and_si512(a, low), _mm512_and_si512(b, low)], [high(a), high(b)]]
-                } else {
-                    [[load(0), load(1)], [load(2), load(3)]]
-                };
-                for line in (0..block_bytes).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead + line).cast());
-                }
-                for (half, weights) in halves.into_iter().enumerate() {
-                    for (row, sums) in chains[(turn * 2 + half) % CHAINS].iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(*x.add(row * 2 + half));
-                        sums[0] = _mm512_dpbusd_epi32(sums[0], weights[0], x);
-                        sums[1] = _mm512_dpbusd_epi32(sums[1], weights[1], x);
-                    }
-                }
-                x = x.add(ROWS * 2);
-                at = at.add(block_bytes);
+        if CHAINS == 4 {
+            while blocks >= 2 {
+                let (low, high) = weights!();
+                multiply!(a, low, 0);
+                multiply!(b, high, 1);
+                advance!();
+                let (low, high) = weights!();
+                multiply!(c, low, 0);
+                multiply!(d, high, 1);
+                advance!();
+                blocks -= 2;
+            }
+        }
+        if CHAINS >= 2 {
+            while blocks > 0 {
+                let (low, high) = weights!();
+                multiply!(a, low, 0);
+                multiply!(b, high, 1);
+                advance!();
+                blocks -= 1;
+            }
+        }
+        while blocks > 0 {
+            let (low, high) = weights!();
+            multiply!(a, low, 0);
+            multiply!(a, high, 1);
+            advance!();
+            blocks -= 1;
+        }
+    }
+    for row in 0..ROWS {
+        for half in 0..2 {
+            if CHAINS >= 2 {
+                a[row][half] = _mm512_add_epi32(a[row][half], b[row][half]);
+            }
+            if CHAINS == 4 {
+                let more = _mm512_add_epi32(c[row][half], d[row][half]);
+                a[row][half] = _mm512_add_epi32(a[row][half], more);
             }
         }
     }
-    let (first, others) = chains.split_at(1);
-    *sums = first[0];
-    for chain in others {
-        for (sums, more) in sums.iter_mut().zip(chain) {
-            *sums = [_mm512_add_epi32(sums[0], more[0]), _mm512_add_epi32(sums[1], more[1])];
-        }
-    }
+    *sums = a;
 }
 
 /// Sums of the groups before.

@@ -1,12 +1,11 @@
 //! Steps of slices in AVX-512: activations are picked by byte.
 
-use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_mask_blend_epi8, _mm512_movepi8_mask, _mm512_or_si512, _mm512_permutex2var_epi8,
-    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srl_epi32,
-    _mm512_storeu_si512,
-};
 use std::arch::x86_64::{_MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch};
+use std::arch::x86_64::{
+    _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_blend_epi8,
+    _mm512_movepi8_mask, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_set1_epi32, _mm512_set1_epi64,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srl_epi32, _mm512_storeu_si512,
+};
 use std::sync::LazyLock;
 
 use super::slices::{LANES, STEP};
@@ -43,9 +42,10 @@ unsafe fn window_row(data: &[u8], x: *const u8, registers: usize, sums: &mut [i3
     // SAFETY: the caller's promise: `x` points to so many registers; a step is 64 numbers and 64 codes.
     unsafe {
         // a narrower window has no numbers for the rest
-        let table: [__m512i; 4] = std::array::from_fn(|i| {
-            if i < registers { _mm512_loadu_si512(x.add(i * 64).cast()) } else { _mm512_setzero_si512() }
-        });
+        let mut table = [_mm512_setzero_si512(); 4];
+        for (i, register) in table.iter_mut().enumerate().take(registers) {
+            *register = _mm512_loadu_si512(x.add(i * 64).cast());
+        }
         let mut chains = [_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_setzero_si512()];
         for (i, step) in data.chunks_exact(2 * STEP).enumerate() {
             let numbers = _mm512_loadu_si512(step.as_ptr().cast());
