@@ -399,7 +399,8 @@ fn encode_how<const K: u8, const P: u8, const HOW: u8>(
         if K == F8 {
             return e4m3(q);
         }
-        let [a, b, c, d] = q.map(|q| {
+        // called one by one: the compiler need not carry this function's instructions into `map`
+        let whole = |q| {
             // what the conversion takes; packing clamps to 8 bits
             let far = _mm512_set1_ps(65_536.0);
             let q = if HOW == DIVIDE {
@@ -408,7 +409,8 @@ fn encode_how<const K: u8, const P: u8, const HOW: u8>(
                 q
             };
             _mm512_cvtps_epi32(q)
-        });
+        };
+        let [a, b, c, d] = [whole(q[0]), whole(q[1]), whole(q[2]), whole(q[3])];
         let codes = in_order(_mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)));
         _mm512_add_epi8(_mm512_min_epi8(_mm512_max_epi8(codes, low), high), half)
     };
@@ -495,8 +497,9 @@ fn e4m3(scaled: [__m512; 4]) -> __m512i {
     const BIAS: i32 = 127 + 20;
     let largest = _mm512_set1_epi32(F8_E4M3_MAX.to_bits() as i32);
     // negative zero becomes zero, as adding a zero point of zero does
-    let scaled = scaled.map(|x| _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps())));
-    let [a, b, c, d] = scaled.map(|bits| {
+    let positive = |x| _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps()));
+    let scaled = [positive(scaled[0]), positive(scaled[1]), positive(scaled[2]), positive(scaled[3])];
+    let code = |bits| {
         let magnitude = _mm512_min_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff)), largest);
         let exponent = _mm512_and_si512(magnitude, _mm512_set1_epi32(0x7f80_0000));
         let unit = _mm512_max_epi32(exponent, _mm512_set1_epi32((127 - 6) << 23));
@@ -504,7 +507,8 @@ fn e4m3(scaled: [__m512; 4]) -> __m512i {
         let sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(unit));
         let count = _mm512_sub_epi32(_mm512_castps_si512(sum), unit);
         _mm512_add_epi32(count, _mm512_srli_epi32::<20>(unit))
-    });
+    };
+    let [a, b, c, d] = [code(scaled[0]), code(scaled[1]), code(scaled[2]), code(scaled[3])];
     let bias = _mm512_set1_epi16(8 * (BIAS - 6) as i16);
     let pair = |a, b| _mm512_sub_epi16(_mm512_packs_epi32(a, b), bias);
     let codes = _mm512_packs_epi16(pair(a, b), pair(c, d));
