@@ -3,7 +3,7 @@ use ndarray::{Array2, ArrayView2};
 use super::form::{Bits, Form, LayoutKind, NofM, ScaleGrid};
 use super::layout::Layout;
 use super::packed::PackedCodes;
-use super::values::Values;
+use super::values::{Scales, Values};
 use super::{CompressedWeight, WeightError, matrix_shape};
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
@@ -47,15 +47,16 @@ pub enum Activations {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedWeight {
     form: Form,
-    activations: Activations,
     arranged: Arranged,
 }
 
+/// An arrangement for each layout and kind of activations.
 #[derive(Debug, Clone, PartialEq)]
 enum Arranged {
-    Dense(Panels),
-    Sparse(SparseRows),
-    Slices(Slices),
+    DenseFloat(Panels),
+    DenseInt8(Panels, ActivationCodes),
+    SparseFloat(SparseRows),
+    SparseInt8(Slices, ActivationCodes),
 }
 
 impl PackedWeight {
@@ -65,20 +66,25 @@ impl PackedWeight {
     /// When 8-bit activations are asked for and the weight is not of integers; or it is sparse, and has zero points or groups
     /// that are no multiple of 64 columns, for which only float activations are implemented.
     pub fn new(weight: &CompressedWeight, activations: Activations) -> Result<Self, WeightError> {
-        if let Activations::Int8(codes) = activations {
-            if !matches!(weight.values(), Values::Int { .. }) {
+        let is_dense = matches!(weight.layout(), Layout::Dense);
+        let arranged = match (activations, weight.values()) {
+            (Activations::Float, _) if is_dense => Arranged::DenseFloat(dense(weight, false)),
+            (Activations::Float, _) => Arranged::SparseFloat(sparse(weight)?),
+            (Activations::Int8(how), Values::Int { bits, codes, scales }) => {
+                check_scale(how)?;
+                if is_dense {
+                    Arranged::DenseInt8(dense(weight, how.has_zero_points()), how)
+                } else {
+                    Arranged::SparseInt8(slices(weight, *bits, codes, scales)?, how)
+                }
+            }
+            (Activations::Int8(_), _) => {
                 let reason =
                     format!("8-bit activations need integer codes, and this weight holds {}", weight.form());
                 return Err(WeightError::Unsupported { reason });
             }
-            check_scale(codes)?;
-        }
-        let arranged = match weight.layout() {
-            Layout::Dense => Arranged::Dense(dense(weight, activations)),
-            _ if activations == Activations::Float => Arranged::Sparse(sparse(weight)?),
-            _ => Arranged::Slices(slices(weight)?),
         };
-        Ok(Self { form: weight.form().clone(), activations, arranged })
+        Ok(Self { form: weight.form().clone(), arranged })
     }
 
     /// What the weight looked like: shape, layout, coding.
@@ -88,7 +94,10 @@ impl PackedWeight {
 
     /// How activations enter a product.
     pub fn activations(&self) -> Activations {
-        self.activations
+        match self.arranged {
+            Arranged::DenseFloat(_) | Arranged::SparseFloat(_) => Activations::Float,
+            Arranged::DenseInt8(_, codes) | Arranged::SparseInt8(_, codes) => Activations::Int8(codes),
+        }
     }
 
     /// Rows of the matrix: output features.
@@ -104,9 +113,9 @@ impl PackedWeight {
     /// Bytes in memory, which every product with few rows of activations reads once.
     pub fn bytes(&self) -> usize {
         match &self.arranged {
-            Arranged::Dense(panels) => panels.bytes(),
-            Arranged::Sparse(rows) => rows.bytes(),
-            Arranged::Slices(slices) => slices.bytes(),
+            Arranged::DenseFloat(panels) | Arranged::DenseInt8(panels, _) => panels.bytes(),
+            Arranged::SparseFloat(rows) => rows.bytes(),
+            Arranged::SparseInt8(slices, _) => slices.bytes(),
         }
     }
 
@@ -152,19 +161,14 @@ impl PackedWeight {
             WeightError::check_len("biases", rows, bias.len())?;
         }
         let isa = Isa::current();
-        match (&self.arranged, self.activations) {
-            (Arranged::Dense(panels), Activations::Float) => {
-                matmul::float_product(isa, panels, x, batch, epilogue, y);
+        match &self.arranged {
+            Arranged::DenseFloat(panels) => matmul::float_product(isa, panels, x, batch, epilogue, y),
+            Arranged::DenseInt8(panels, codes) => {
+                matmul::int_product(isa, panels, x, batch, *codes, epilogue, y);
             }
-            (Arranged::Dense(panels), Activations::Int8(codes)) => {
-                matmul::int_product(isa, panels, x, batch, codes, epilogue, y);
-            }
-            (Arranged::Sparse(rows), _) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
-            (Arranged::Slices(slices), Activations::Int8(codes)) => {
-                sparse_kernels::slices::product(isa, slices, x, batch, codes, epilogue, y);
-            }
-            (Arranged::Slices(_), Activations::Float) => {
-                unreachable!("slices are made for 8-bit activations")
+            Arranged::SparseFloat(rows) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
+            Arranged::SparseInt8(slices, codes) => {
+                sparse_kernels::slices::product(isa, slices, x, batch, *codes, epilogue, y);
             }
         }
         Ok(())
@@ -183,7 +187,8 @@ fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
     }
 }
 
-fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
+/// `with_code_sums` says whether activations will have zero points.
+fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
     let (rows, cols) = (weight.rows(), weight.cols());
     let grid = weight.form().grid();
     let columns = Columns::new(cols, grid.map_or(cols, |grid| grid.block_cols));
@@ -219,7 +224,7 @@ fn dense(weight: &CompressedWeight, activations: Activations) -> Panels {
             };
             let storage = if bits.get() <= 4 { Storage::Nibble } else { Storage::Byte };
             let row = |row, out: &mut [u8]| codes.unpack(row, 0, out);
-            if matches!(activations, Activations::Int8(codes) if codes.has_zero_points()) {
+            if with_code_sums {
                 code_sums = panels::code_sums(rows, columns, row);
             }
             (storage, panels::pack_codes(rows, columns, storage, row))
@@ -291,11 +296,14 @@ fn sparse(weight: &CompressedWeight) -> Result<SparseRows, WeightError> {
     Ok(SparseRows::new(rows, cols, columns_of, values))
 }
 
-fn slices(weight: &CompressedWeight) -> Result<Slices, WeightError> {
+fn slices(
+    weight: &CompressedWeight,
+    bits: Bits,
+    codes: &PackedCodes,
+    scales: &Scales,
+) -> Result<Slices, WeightError> {
     let [rows, cols] = matrix_shape(&[weight.rows(), weight.cols()])?;
-    let (Values::Int { bits, codes, scales }, Some(grid)) = (weight.values(), weight.form().grid()) else {
-        unreachable!("8-bit activations were refused for other codings");
-    };
+    let grid = scales.check(rows, cols)?;
     if scales.zero_points().is_some() || !whole_groups(grid, cols, Slices::GROUP) {
         let reason = format!(
             "8-bit activations times sparse weights need codes without zero points in groups of a multiple of {} columns, \
@@ -305,7 +313,7 @@ fn slices(weight: &CompressedWeight) -> Result<Slices, WeightError> {
         );
         return Err(WeightError::Unsupported { reason });
     }
-    let codes = signed_codes(*bits, codes, weight.form().kept());
+    let codes = signed_codes(bits, codes, weight.form().kept());
     let row = |row: usize, kept: &mut Vec<(u32, i8)>| {
         let mut columns = Vec::new();
         let start = weight.layout().columns_of(row, cols, &mut columns);
