@@ -1,25 +1,9 @@
 use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Axis};
-use serde::Serialize;
 
-use super::ImageSet;
+use super::{Better, ImageSet, Score};
 use crate::model::{ModelError, Sequential};
-
-/// A measured quality of a model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Score {
-    /// What the model was asked to do.
-    pub task: String,
-    /// What was measured.
-    pub metric: String,
-    /// The value; accuracies in percent.
-    pub value: f64,
-    /// Number of samples.
-    pub samples: usize,
-    /// 95 % confidence interval (Wilson, 1927, for proportions), in the unit of the value.
-    pub interval: [f64; 2],
-}
 
 /// Images that go through the network at once.
 const BATCH: usize = 500;
@@ -49,7 +33,15 @@ pub fn classify(model: &Sequential, images: &ImageSet) -> Result<Score, ModelErr
     let samples = images.len();
     let value = 100.0 * correct as f64 / samples as f64;
     let interval = wilson(correct as f64, samples as f64);
-    Ok(Score { task: "classify".into(), metric: "accuracy".into(), value, samples, interval })
+    Ok(Score {
+        task: "classify".into(),
+        metric: "accuracy".into(),
+        value,
+        unit: "%".into(),
+        better: Better::Higher,
+        samples,
+        interval,
+    })
 }
 
 /// Median time of one sample when `batch_size` go through at once, over several rounds.

@@ -48,6 +48,20 @@ pub enum ModelError {
         /// The value.
         value: f32,
     },
+    /// The network cannot do what is asked of it.
+    #[error("a network of model_type `{model_type}` is no {kind}")]
+    Kind {
+        /// What it is.
+        model_type: String,
+        /// What it would have to be.
+        kind: &'static str,
+    },
+    /// A sequence of tokens that the network cannot take.
+    #[error("{reason}")]
+    Tokens {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A product does not fit.
     #[error(transparent)]
     Weight(#[from] WeightError),

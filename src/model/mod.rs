@@ -3,10 +3,10 @@
 //! [`Sequential`] runs multilayer perceptrons and LeNet-style convolutional networks over
 //! [`CompressedWeight`](crate::CompressedWeight)s, whatever their form.
 
-mod config;
 mod error;
+mod network;
 mod sequential;
 
-pub use config::{LayerConfig, SequentialConfig};
 pub use error::ModelError;
-pub use sequential::Sequential;
+pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
+pub use sequential::{LayerConfig, Sequential, SequentialConfig};

@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::ModelError;
 use crate::checkpoint::{Checkpoint, TensorClass};
 use crate::error::nearest;
+use crate::model::ModelError;
 
 /// Scale of a pixel when the configuration names none: Caffe's 1/256.
 const PIXEL_SCALE: f32 = 1.0 / 256.0;

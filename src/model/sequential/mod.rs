@@ -1,10 +1,15 @@
+//! Networks that are a list of layers.
+
+mod config;
+
 use std::path::Path;
 
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::ModelError;
-use super::config::{LayerConfig, SequentialConfig};
+pub use config::{LayerConfig, SequentialConfig};
+
+use super::{Classifier, ModelError};
 use crate::checkpoint::Checkpoint;
 use crate::kernels::matmul::Epilogue;
 use crate::weight::{Activations, CompressedWeight, PackedWeight};
@@ -113,6 +118,20 @@ impl Sequential {
             };
         }
         Ok(x)
+    }
+}
+
+impl Classifier for Sequential {
+    fn input_features(&self) -> usize {
+        self.input_features
+    }
+
+    fn pixel_scale(&self) -> f32 {
+        self.pixel_scale
+    }
+
+    fn class_logits(&self, inputs: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
+        self.forward(inputs)
     }
 }
 

@@ -1,0 +1,127 @@
+use ndarray::{Array2, ArrayView2};
+
+use super::{ModelError, Sequential};
+use crate::checkpoint::Checkpoint;
+use crate::weight::Activations;
+
+/// A network that says, after every token, how likely each token is to follow.
+///
+/// Implemented by tersor's own decoders; implement it to evaluate or calibrate with another executor.
+pub trait LanguageModel: Send + Sync {
+    /// Number of different tokens.
+    fn vocab_size(&self) -> usize;
+
+    /// Most tokens that one sequence may have.
+    fn max_tokens(&self) -> usize;
+
+    /// Unnormalized log-probabilities of the token after each of these.
+    ///
+    /// # Shapes
+    /// `[tokens, vocab_size]`: row `i` has seen tokens `0..=i`.
+    ///
+    /// # Errors
+    /// When there are no tokens or too many, or one is beyond the vocabulary.
+    fn logits(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError>;
+}
+
+/// A network that turns a sentence into one vector.
+pub trait SentenceEncoder: Send + Sync {
+    /// Most tokens that one sentence may have, those that mark its beginning and end included.
+    fn max_tokens(&self) -> usize;
+
+    /// A vector for every sentence, pooled and normalized as the model asks for.
+    ///
+    /// # Shapes
+    /// `[sentences, embedding_size]`.
+    ///
+    /// # Errors
+    /// When a sentence has no tokens or too many, or one is beyond the vocabulary.
+    fn embed(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError>;
+}
+
+/// A network that sorts inputs into classes.
+pub trait Classifier: Send + Sync {
+    /// Number of values in one input.
+    fn input_features(&self) -> usize;
+
+    /// What an 8-bit pixel is multiplied by.
+    fn pixel_scale(&self) -> f32;
+
+    /// Unnormalized log-probabilities of every class.
+    ///
+    /// # Shapes
+    /// `[batch, input_features]` → `[batch, classes]`.
+    ///
+    /// # Errors
+    /// When the input has another number of features.
+    fn class_logits(&self, inputs: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError>;
+}
+
+/// How a network is run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Execution {
+    /// How activations enter the products with integer weights; other weights always take floats.
+    pub activations: Activations,
+}
+
+impl Default for Execution {
+    /// Activations as they are.
+    fn default() -> Self {
+        Self { activations: Activations::Float }
+    }
+}
+
+/// Any network that tersor runs itself.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Network {
+    /// A list of layers.
+    Sequential(Sequential),
+}
+
+impl Network {
+    /// Builds the network that a checkpoint holds, with every weight in the form in which it is stored.
+    ///
+    /// # Errors
+    /// When `config.json` names a network that tersor does not run, or tensors are missing or misshapen.
+    pub fn open(checkpoint: &Checkpoint, _execution: Execution) -> Result<Self, ModelError> {
+        Sequential::open(checkpoint).map(Self::Sequential)
+    }
+
+    /// What kind of network it is, in the words of `config.json`.
+    pub fn model_type(&self) -> &str {
+        match self {
+            Self::Sequential(_) => "sequential",
+        }
+    }
+
+    /// As a model that predicts tokens.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn language_model(&self) -> Result<&dyn LanguageModel, ModelError> {
+        Err(self.is_no("language model"))
+    }
+
+    /// As a model that embeds sentences.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn sentence_encoder(&self) -> Result<&dyn SentenceEncoder, ModelError> {
+        Err(self.is_no("sentence encoder"))
+    }
+
+    /// As a model that classifies.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn classifier(&self) -> Result<&dyn Classifier, ModelError> {
+        match self {
+            Self::Sequential(model) => Ok(model),
+        }
+    }
+
+    fn is_no(&self, kind: &'static str) -> ModelError {
+        ModelError::Kind { model_type: self.model_type().to_owned(), kind }
+    }
+}
