@@ -28,7 +28,10 @@ pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
 pub use layer::{Compressed, Layer, Method, MethodError};
-pub use model::{Classifier, Execution, LanguageModel, ModelError, Network, SentenceEncoder, Sequential};
+pub use model::{
+    Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
+    Sampling, SentenceEncoder, Sequential, Tap,
+};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{
