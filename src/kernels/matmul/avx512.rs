@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 };
 
 use super::panels::{BLOCK, PANEL, Storage};
-use super::tile::{Finish, FloatTile, IntTile, Start, Zeros};
+use super::tile::{FloatTile, IntTile, Last, Start, Zeros};
 use crate::kernels::level::Avx512;
 
 /// Calls `$function::<ROWS, CHAINS>` for the tile's number of rows. Few rows keep several chains of sums, because one chain
@@ -37,6 +37,67 @@ macro_rules! by_rows {
     };
 }
 
+/// What the sums of a group begin with. A macro, like all that works on sums: only so are they certain to stay in registers.
+macro_rules! start {
+    ($tile:expr, $group:expr) => {{
+        let mut all = [[_mm512_setzero_si512(); 2]; ROWS];
+        match $tile.start {
+            Start::Continue => {
+                for row in 0..ROWS {
+                    for half in 0..2 {
+                        let from = $tile.partial.as_ptr().add(row * PANEL + half * 16);
+                        all[row][half] = _mm512_loadu_si512(from.cast());
+                    }
+                }
+            }
+            Start::Shared(starts) => {
+                for row in 0..ROWS {
+                    all[row] = [_mm512_set1_epi32(*starts.get_unchecked($group * ROWS + row)); 2];
+                }
+            }
+            Start::Each { zeros, starts, code_sums, activation_zeros } => {
+                for half in 0..2 {
+                    let zeros = load_zeros(zeros, $group, half);
+                    for row in 0..ROWS {
+                        let start = _mm512_set1_epi32(*starts.get_unchecked($group * ROWS + row));
+                        all[row][half] = _mm512_mullo_epi32(zeros, start);
+                        if !code_sums.is_empty() {
+                            let codes = code_sums.as_ptr().add($group * PANEL + half * 16);
+                            let zero = _mm512_set1_epi32(*activation_zeros.get_unchecked(row));
+                            let both = _mm512_mullo_epi32(_mm512_loadu_si512(codes.cast()), zero);
+                            all[row][half] = _mm512_sub_epi32(all[row][half], both);
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }};
+}
+
+/// Completes a total after the last group: operation by operation as [`super::portable::finish_rows`] does.
+macro_rules! complete {
+    ($last:expr, $masks:expr, $row:expr, $half:expr, $total:expr) => {{
+        let mut total = $total;
+        if !$last.row_scales.is_empty() {
+            total = _mm512_mul_ps(total, _mm512_set1_ps(*$last.row_scales.get_unchecked($row)));
+        }
+        if !$last.bias.is_empty() {
+            total = _mm512_add_ps(total, load($last.bias, 0, $half));
+        }
+        if $last.relu {
+            let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total, _mm512_setzero_ps());
+            total = _mm512_mask_mov_ps(total, negative, _mm512_setzero_ps());
+        }
+        _mm512_mask_storeu_ps($last.y.pointer($row).wrapping_add($half * 16), $masks[$half], total);
+    }};
+}
+
+/// Which of a panel's outputs exist.
+fn masks(last: &Last<'_, '_>) -> [__mmask16; 2] {
+    [0, 16].map(|first| ((1u32 << last.y.width().saturating_sub(first).min(16)) - 1) as __mmask16)
+}
+
 /// The sums of a tile; 16 outputs each.
 type Sums<T, const ROWS: usize> = [[T; 2]; ROWS];
 
@@ -51,9 +112,8 @@ unsafe fn int_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut IntTile<'_
     let words = bytes / tile.storage.block_bytes() * ROWS * 2;
     // SAFETY: the caller's promise: slices are as long as `IntTile::run` checks.
     unsafe {
-        let mut totals = load_totals::<ROWS>(tile.finish.as_ref());
         for group in 0..tile.groups {
-            let mut sums = start::<ROWS>(tile, group);
+            let mut sums: Sums<__m512i, ROWS> = start!(tile, group);
             let codes = tile.codes.get_unchecked(group * bytes..(group + 1) * bytes);
             let x = tile.activations.as_ptr().add(group * words);
             if tile.storage == Storage::Nibble {
@@ -61,67 +121,46 @@ unsafe fn int_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut IntTile<'_
             } else {
                 dot::<ROWS, CHAINS, false>(codes, tile.ahead, x, &mut sums);
             }
-            if let Some(finish) = &tile.finish {
-                let add = finish.add || group > 0;
-                for half in 0..2 {
-                    let scales = load(finish.scales, group, half);
-                    for (totals, sums) in totals.iter_mut().zip(&sums) {
-                        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[half]), scales);
-                        totals[half] = if add { _mm512_add_ps(totals[half], scaled) } else { scaled };
-                    }
-                }
-            } else {
-                for (row, sums) in sums.iter().enumerate() {
-                    for (half, sum) in sums.iter().enumerate() {
+            let Some(finish) = &mut tile.finish else {
+                for row in 0..ROWS {
+                    for half in 0..2 {
                         let to = tile.partial.as_mut_ptr().add(row * PANEL + half * 16);
-                        _mm512_storeu_si512(to.cast(), *sum);
+                        _mm512_storeu_si512(to.cast(), sums[row][half]);
                     }
                 }
-            }
-        }
-        if let Some(finish) = &mut tile.finish {
-            store_totals(finish, &totals);
-        }
-    }
-}
-
-/// What the sums of a group begin with.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn start<const ROWS: usize>(tile: &IntTile<'_, '_>, group: usize) -> Sums<__m512i, ROWS> {
-    // SAFETY: the caller's promise about the lengths of slices.
-    unsafe {
-        let mut all = [[_mm512_setzero_si512(); 2]; ROWS];
-        match tile.start {
-            Start::Continue => {
-                for (row, all) in all.iter_mut().enumerate() {
-                    for (half, all) in all.iter_mut().enumerate() {
-                        *all = _mm512_loadu_si512(tile.partial.as_ptr().add(row * PANEL + half * 16).cast());
+                continue;
+            };
+            let add = finish.add || group > 0;
+            let scales = [load(finish.scales, group, 0), load(finish.scales, group, 1)];
+            let last = if group + 1 == tile.groups { finish.last.as_ref() } else { None };
+            let total = finish.total.as_mut_ptr();
+            match last {
+                Some(last) => {
+                    let masks = masks(last);
+                    for row in 0..ROWS {
+                        for half in 0..2 {
+                            let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][half]), scales[half]);
+                            if add {
+                                sum = _mm512_add_ps(_mm512_loadu_ps(total.add(row * PANEL + half * 16)), sum);
+                            }
+                            complete!(last, masks, row, half, sum);
+                        }
                     }
                 }
-            }
-            Start::Shared(starts) => {
-                for (row, all) in all.iter_mut().enumerate() {
-                    *all = [_mm512_set1_epi32(*starts.get_unchecked(group * ROWS + row)); 2];
-                }
-            }
-            Start::Each { zeros, starts, code_sums, activation_zeros } => {
-                for half in 0..2 {
-                    let zeros = load_zeros(zeros, group, half);
-                    for (row, all) in all.iter_mut().enumerate() {
-                        let start = _mm512_set1_epi32(*starts.get_unchecked(group * ROWS + row));
-                        all[half] = _mm512_mullo_epi32(zeros, start);
-                        if !code_sums.is_empty() {
-                            let codes = code_sums.as_ptr().add(group * PANEL + half * 16);
-                            let zero = _mm512_set1_epi32(*activation_zeros.get_unchecked(row));
-                            let both = _mm512_mullo_epi32(_mm512_loadu_si512(codes.cast()), zero);
-                            all[half] = _mm512_sub_epi32(all[half], both);
+                None => {
+                    for row in 0..ROWS {
+                        for half in 0..2 {
+                            let total = total.add(row * PANEL + half * 16);
+                            let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][half]), scales[half]);
+                            if add {
+                                sum = _mm512_add_ps(_mm512_loadu_ps(total), sum);
+                            }
+                            _mm512_storeu_ps(total, sum);
                         }
                     }
                 }
             }
         }
-        all
     }
 }
 
@@ -234,55 +273,6 @@ unsafe fn dot<const ROWS: usize, const CHAINS: usize, const NIBBLE: bool>(
     *sums = a;
 }
 
-/// Sums of the groups before.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn load_totals<const ROWS: usize>(finish: Option<&Finish<'_, '_>>) -> Sums<__m512, ROWS> {
-    let mut totals = [[_mm512_setzero_ps(); 2]; ROWS];
-    if let Some(finish) = finish.filter(|finish| finish.add) {
-        for (row, totals) in totals.iter_mut().enumerate() {
-            for (half, total) in totals.iter_mut().enumerate() {
-                // SAFETY: the caller's promise that `total` holds 32 values for every row.
-                *total = unsafe { _mm512_loadu_ps(finish.total.as_ptr().add(row * PANEL + half * 16)) };
-            }
-        }
-    }
-    totals
-}
-
-/// Keeps the totals, or completes them after the last group: operation by operation as
-/// [`super::portable::finish_rows`] does.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn store_totals<const ROWS: usize>(finish: &mut Finish<'_, '_>, totals: &Sums<__m512, ROWS>) {
-    // SAFETY: the caller's promise about the lengths of slices; outputs beyond the width are masked.
-    unsafe {
-        for half in 0..2 {
-            for (row, totals) in totals.iter().enumerate() {
-                let mut total = totals[half];
-                let Some(last) = &finish.last else {
-                    let to = finish.total.as_mut_ptr().add(row * PANEL + half * 16);
-                    _mm512_storeu_ps(to, total);
-                    continue;
-                };
-                if !last.row_scales.is_empty() {
-                    total = _mm512_mul_ps(total, _mm512_set1_ps(*last.row_scales.get_unchecked(row)));
-                }
-                if !last.bias.is_empty() {
-                    total = _mm512_add_ps(total, load(last.bias, 0, half));
-                }
-                if last.relu {
-                    let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total, _mm512_setzero_ps());
-                    total = _mm512_mask_mov_ps(total, negative, _mm512_setzero_ps());
-                }
-                let width = last.y.width().saturating_sub(half * 16).min(16);
-                let mask = ((1u32 << width) - 1) as __mmask16;
-                _mm512_mask_storeu_ps(last.y.pointer(row).wrapping_add(half * 16), mask, total);
-            }
-        }
-    }
-}
-
 /// Half of a group's 32 values.
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -307,7 +297,6 @@ pub(super) fn float_tile(_: Avx512, tile: &mut FloatTile<'_, '_>) {
 unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTile<'_, '_>) {
     // SAFETY: the caller's promise: slices are as long as `FloatTile::run` checks.
     unsafe {
-        let mut totals = load_totals::<ROWS>(Some(&tile.finish));
         for group in 0..tile.groups {
             let sums = match tile.storage {
                 Storage::F32 => float_dot::<ROWS, CHAINS, F32>(tile, group),
@@ -317,19 +306,44 @@ unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTil
                 Storage::Byte => float_dot::<ROWS, CHAINS, BYTE>(tile, group),
                 Storage::Nibble => float_dot::<ROWS, CHAINS, NIBBLE>(tile, group),
             };
-            let unit = _mm512_set1_ps(if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 });
-            for half in 0..2 {
-                let scales = if tile.finish.scales.is_empty() {
-                    unit
-                } else {
-                    _mm512_mul_ps(load(tile.finish.scales, group, half), unit)
-                };
-                for (totals, sums) in totals.iter_mut().zip(&sums) {
-                    totals[half] = _mm512_fmadd_ps(sums[half], scales, totals[half]);
+            let finish = &mut tile.finish;
+            let mut scales = [_mm512_set1_ps(if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 }); 2];
+            if !finish.scales.is_empty() {
+                for half in 0..2 {
+                    scales[half] = _mm512_mul_ps(load(finish.scales, group, half), scales[half]);
+                }
+            }
+            let add = finish.add || group > 0;
+            let last = if group + 1 == tile.groups { finish.last.as_ref() } else { None };
+            let total = finish.total.as_mut_ptr();
+            macro_rules! sum {
+                ($row:expr, $half:expr) => {{
+                    let before = if add {
+                        _mm512_loadu_ps(total.add($row * PANEL + $half * 16))
+                    } else {
+                        _mm512_setzero_ps()
+                    };
+                    _mm512_fmadd_ps(sums[$row][$half], scales[$half], before)
+                }};
+            }
+            match last {
+                Some(last) => {
+                    let masks = masks(last);
+                    for row in 0..ROWS {
+                        for half in 0..2 {
+                            complete!(last, masks, row, half, sum!(row, half));
+                        }
+                    }
+                }
+                None => {
+                    for row in 0..ROWS {
+                        for half in 0..2 {
+                            _mm512_storeu_ps(total.add(row * PANEL + half * 16), sum!(row, half));
+                        }
+                    }
                 }
             }
         }
-        store_totals(&mut tile.finish, &totals);
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) mod panels;
 mod portable;
 mod product;
 pub(crate) mod rows;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx512;
 pub(in crate::kernels) mod schedule;
 pub(crate) mod sparse;
 pub(in crate::kernels) mod tile;

@@ -3,12 +3,16 @@
 //! Few rows of activations meet every row of weights as dot products, which read the matrix once. For more, pieces of the
 //! matrix are turned into panels on the way, and all activations pass by.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::activations::FloatTiles;
 use super::output::Output;
 use super::panels::{BLOCK, Columns, PANEL};
 use super::product::{Epilogue, FLOAT_DEPTH, Pass, without_columns};
+#[cfg(target_arch = "x86_64")]
+use super::rows_avx512;
 use super::schedule::{At, Job, Schedule, Scratch, parallel_min_work, run};
 use crate::dtype::FloatType;
 use crate::kernels::convert;
@@ -25,10 +29,10 @@ pub(crate) struct RowMatrix<'a> {
 }
 
 /// Rows of activations up to which dot products are faster than panels.
-const DOT_BATCH: usize = 4;
+pub(super) const DOT_BATCH: usize = 4;
 
 /// Rows of weights whose dot products are made together.
-const DOT_ROWS: usize = 4;
+pub(super) const DOT_ROWS: usize = 4;
 
 /// Columns that are widened at a time: they stay in the first-level cache.
 const DOT_COLUMNS: usize = 1 << 10;
@@ -62,6 +66,51 @@ impl<'a> RowMatrix<'a> {
         }
         self.read(row, column, &mut scratch[..len]);
         &scratch[..len]
+    }
+}
+
+impl RowMatrix<'_> {
+    /// Products of [`DOT_ROWS`] rows where they lie; `false` if there is no such kernel.
+    fn dots_in_place(
+        &self,
+        isa: Isa,
+        first: usize,
+        x: &[f32],
+        sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
+    ) -> bool {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(proof) if first + DOT_ROWS <= self.rows => {
+                let bytes = self.cols * self.float.size();
+                let rows = &self.bytes[first * bytes..(first + DOT_ROWS) * bytes];
+                rows_avx512::dots(proof, self.float, rows, x, self.cols, sums)
+            }
+            _ => false,
+        }
+    }
+
+    /// Products of some rows, a piece of their columns at a time.
+    fn dots_of_pieces(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        x: &[f32],
+        scratch: &mut Vec<f32>,
+        sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
+    ) {
+        scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
+        for column in (0..self.cols).step_by(DOT_COLUMNS) {
+            let len = DOT_COLUMNS.min(self.cols - column);
+            let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
+            // rows beyond the last are the last again
+            let weights: [&[f32]; DOT_ROWS] = std::array::from_fn(|i| {
+                let scratch = of_row.next().unwrap_or_default();
+                self.view(rows.start + i.min(rows.len() - 1), column, len, scratch)
+            });
+            for (x, sums) in x.chunks_exact(self.cols).zip(&mut *sums) {
+                dots(isa, weights, &x[column..column + len], sums);
+            }
+        }
     }
 }
 
@@ -139,21 +188,11 @@ fn dot_products(
     let output = Output::new(y, batch, rows);
     let blocks = rows.div_ceil(DOT_ROWS);
     let work = |scratch: &mut Vec<f32>, block: usize| {
-        scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
         let first = block * DOT_ROWS;
         let count = DOT_ROWS.min(rows - first);
         let mut sums = [[0.0f32; DOT_ROWS]; DOT_BATCH];
-        for column in (0..cols).step_by(DOT_COLUMNS) {
-            let len = DOT_COLUMNS.min(cols - column);
-            let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
-            // rows beyond the last are the last again
-            let weights: [&[f32]; DOT_ROWS] = std::array::from_fn(|i| {
-                let scratch = of_row.next().unwrap_or_default();
-                matrix.view(first + i.min(count - 1), column, len, scratch)
-            });
-            for (x, sums) in x.chunks_exact(cols).zip(&mut sums) {
-                dots(isa, weights, &x[column..column + len], sums);
-            }
+        if !matrix.dots_in_place(isa, first, x, &mut sums) {
+            matrix.dots_of_pieces(isa, first..first + count, x, scratch, &mut sums);
         }
         // SAFETY: every block of rows belongs to one task.
         let mut y = unsafe { output.columns(0..batch, first..first + count) };
@@ -226,14 +265,19 @@ mod tests {
             let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 5) % 11) as f32 - 5.0).collect();
             let bias: Vec<f32> = (0..rows).map(|i| i as f32).collect();
             let halves: Vec<half::f16> = w.iter().map(|x| half::f16::from_f32(*x)).collect();
+            let brains: Vec<half::bf16> = w.iter().map(|x| half::bf16::from_f32(*x)).collect();
             let mut shifted = vec![0u8];
             shifted.extend_from_slice(&le_bytes(&w));
             for isa in Isa::all() {
                 let wide = le_bytes(&w);
                 let half = le_bytes(&halves);
-                for (float, bytes) in
-                    [(FloatType::F32, &*wide), (FloatType::F16, &*half), (FloatType::F32, &shifted[1..])]
-                {
+                let brain = le_bytes(&brains);
+                for (float, bytes) in [
+                    (FloatType::F32, &*wide),
+                    (FloatType::F16, &*half),
+                    (FloatType::Bf16, &*brain),
+                    (FloatType::F32, &shifted[1..]),
+                ] {
                     let mut y = vec![f32::NAN; batch * rows];
                     let matrix = RowMatrix::new(float, bytes, rows, cols);
                     rows_product(isa, matrix, &x, batch, Epilogue { bias: Some(&bias), relu: true }, &mut y);
