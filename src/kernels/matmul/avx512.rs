@@ -37,37 +37,52 @@ macro_rules! by_rows {
     };
 }
 
+/// Repeats a body for every row. A loop that the compiler does not unroll would index sums, and so push them out of the
+/// registers.
+macro_rules! for_rows {
+    ($row:ident, $body:expr) => {
+        for_rows!(@each $row, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@each $row:ident, $body:expr, $($number:literal)*) => {{
+        $(
+            if $number < ROWS {
+                let $row = $number;
+                $body
+            }
+        )*
+    }};
+}
+
 /// What the sums of a group begin with. A macro, like all that works on sums: only so are they certain to stay in registers.
 macro_rules! start {
     ($tile:expr, $group:expr) => {{
         let mut all = [[_mm512_setzero_si512(); 2]; ROWS];
         match $tile.start {
             Start::Continue => {
-                for row in 0..ROWS {
-                    for half in 0..2 {
-                        let from = $tile.partial.as_ptr().add(row * PANEL + half * 16);
-                        all[row][half] = _mm512_loadu_si512(from.cast());
-                    }
-                }
+                for_rows!(row, {
+                    let from = $tile.partial.as_ptr().add(row * PANEL);
+                    all[row] = [_mm512_loadu_si512(from.cast()), _mm512_loadu_si512(from.add(16).cast())];
+                });
             }
             Start::Shared(starts) => {
-                for row in 0..ROWS {
+                for_rows!(row, {
                     all[row] = [_mm512_set1_epi32(*starts.get_unchecked($group * ROWS + row)); 2];
-                }
+                });
             }
             Start::Each { zeros, starts, code_sums, activation_zeros } => {
-                for half in 0..2 {
-                    let zeros = load_zeros(zeros, $group, half);
-                    for row in 0..ROWS {
-                        let start = _mm512_set1_epi32(*starts.get_unchecked($group * ROWS + row));
-                        all[row][half] = _mm512_mullo_epi32(zeros, start);
-                        if !code_sums.is_empty() {
-                            let codes = code_sums.as_ptr().add($group * PANEL + half * 16);
-                            let zero = _mm512_set1_epi32(*activation_zeros.get_unchecked(row));
-                            let both = _mm512_mullo_epi32(_mm512_loadu_si512(codes.cast()), zero);
-                            all[row][half] = _mm512_sub_epi32(all[row][half], both);
-                        }
-                    }
+                let zeros = [load_zeros(zeros, $group, 0), load_zeros(zeros, $group, 1)];
+                for_rows!(row, {
+                    let start = _mm512_set1_epi32(*starts.get_unchecked($group * ROWS + row));
+                    all[row] = [_mm512_mullo_epi32(zeros[0], start), _mm512_mullo_epi32(zeros[1], start)];
+                });
+                if !code_sums.is_empty() {
+                    let codes = code_sums.as_ptr().add($group * PANEL);
+                    let codes = [_mm512_loadu_si512(codes.cast()), _mm512_loadu_si512(codes.add(16).cast())];
+                    for_rows!(row, {
+                        let zero = _mm512_set1_epi32(*activation_zeros.get_unchecked(row));
+                        all[row][0] = _mm512_sub_epi32(all[row][0], _mm512_mullo_epi32(codes[0], zero));
+                        all[row][1] = _mm512_sub_epi32(all[row][1], _mm512_mullo_epi32(codes[1], zero));
+                    });
                 }
             }
         }
@@ -75,22 +90,57 @@ macro_rules! start {
     }};
 }
 
-/// Completes a total after the last group: operation by operation as [`super::portable::finish_rows`] does.
-macro_rules! complete {
-    ($last:expr, $masks:expr, $row:expr, $half:expr, $total:expr) => {{
-        let mut total = $total;
-        if !$last.row_scales.is_empty() {
-            total = _mm512_mul_ps(total, _mm512_set1_ps(*$last.row_scales.get_unchecked($row)));
+/// Adds the scaled sums of a group to the total, and completes it after the last group: operation by operation as
+/// [`super::portable::finish_rows`] does.
+macro_rules! finish_group {
+    ($last:expr, $add:expr, $total:expr, $scaled:ident) => {
+        match ($last, $add) {
+            (None, false) => for_rows!(row, {
+                let total = $total.add(row * PANEL);
+                _mm512_storeu_ps(total, $scaled!(row, 0));
+                _mm512_storeu_ps(total.add(16), $scaled!(row, 1));
+            }),
+            (None, true) => for_rows!(row, {
+                let total = $total.add(row * PANEL);
+                _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), $scaled!(row, 0)));
+                let total = total.add(16);
+                _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), $scaled!(row, 1)));
+            }),
+            (Some(last), _) => {
+                let masks = masks(last);
+                let zero = _mm512_setzero_ps();
+                let bias = if last.bias.is_empty() {
+                    None
+                } else {
+                    Some([load(last.bias, 0, 0), load(last.bias, 0, 1)])
+                };
+                for_rows!(row, {
+                    let mut total = [$scaled!(row, 0), $scaled!(row, 1)];
+                    if $add {
+                        let before = $total.add(row * PANEL);
+                        total[0] = _mm512_add_ps(_mm512_loadu_ps(before), total[0]);
+                        total[1] = _mm512_add_ps(_mm512_loadu_ps(before.add(16)), total[1]);
+                    }
+                    if !last.row_scales.is_empty() {
+                        let scale = _mm512_set1_ps(*last.row_scales.get_unchecked(row));
+                        total = [_mm512_mul_ps(total[0], scale), _mm512_mul_ps(total[1], scale)];
+                    }
+                    if let Some(bias) = bias {
+                        total = [_mm512_add_ps(total[0], bias[0]), _mm512_add_ps(total[1], bias[1])];
+                    }
+                    if last.relu {
+                        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total[0], zero);
+                        total[0] = _mm512_mask_mov_ps(total[0], negative, zero);
+                        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total[1], zero);
+                        total[1] = _mm512_mask_mov_ps(total[1], negative, zero);
+                    }
+                    let y = last.y.pointer(row);
+                    _mm512_mask_storeu_ps(y, masks[0], total[0]);
+                    _mm512_mask_storeu_ps(y.wrapping_add(16), masks[1], total[1]);
+                });
+            }
         }
-        if !$last.bias.is_empty() {
-            total = _mm512_add_ps(total, load($last.bias, 0, $half));
-        }
-        if $last.relu {
-            let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(total, _mm512_setzero_ps());
-            total = _mm512_mask_mov_ps(total, negative, _mm512_setzero_ps());
-        }
-        _mm512_mask_storeu_ps($last.y.pointer($row).wrapping_add($half * 16), $masks[$half], total);
-    }};
+    };
 }
 
 /// Which of a panel's outputs exist.
@@ -122,44 +172,23 @@ unsafe fn int_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut IntTile<'_
                 dot::<ROWS, CHAINS, false>(codes, tile.ahead, x, &mut sums);
             }
             let Some(finish) = &mut tile.finish else {
-                for row in 0..ROWS {
-                    for half in 0..2 {
-                        let to = tile.partial.as_mut_ptr().add(row * PANEL + half * 16);
-                        _mm512_storeu_si512(to.cast(), sums[row][half]);
-                    }
-                }
+                for_rows!(row, {
+                    let to = tile.partial.as_mut_ptr().add(row * PANEL);
+                    _mm512_storeu_si512(to.cast(), sums[row][0]);
+                    _mm512_storeu_si512(to.add(16).cast(), sums[row][1]);
+                });
                 continue;
             };
             let add = finish.add || group > 0;
             let scales = [load(finish.scales, group, 0), load(finish.scales, group, 1)];
             let last = if group + 1 == tile.groups { finish.last.as_ref() } else { None };
             let total = finish.total.as_mut_ptr();
-            match last {
-                Some(last) => {
-                    let masks = masks(last);
-                    for row in 0..ROWS {
-                        for half in 0..2 {
-                            let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][half]), scales[half]);
-                            if add {
-                                sum = _mm512_add_ps(_mm512_loadu_ps(total.add(row * PANEL + half * 16)), sum);
-                            }
-                            complete!(last, masks, row, half, sum);
-                        }
-                    }
-                }
-                None => {
-                    for row in 0..ROWS {
-                        for half in 0..2 {
-                            let total = total.add(row * PANEL + half * 16);
-                            let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][half]), scales[half]);
-                            if add {
-                                sum = _mm512_add_ps(_mm512_loadu_ps(total), sum);
-                            }
-                            _mm512_storeu_ps(total, sum);
-                        }
-                    }
-                }
+            macro_rules! scaled {
+                ($row:expr, $half:expr) => {
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(sums[$row][$half]), scales[$half])
+                };
             }
+            finish_group!(last, add, total, scaled);
         }
     }
 }
@@ -213,11 +242,11 @@ unsafe fn dot<const ROWS: usize, const CHAINS: usize, const NIBBLE: bool>(
     }
     macro_rules! multiply {
         ($sums:ident, $weights:expr, $half:literal) => {
-            for row in 0..ROWS {
+            for_rows!(row, {
                 let x = _mm512_set1_epi32(*x.add(row * 2 + $half));
                 $sums[row][0] = _mm512_dpbusd_epi32($sums[row][0], $weights[0], x);
                 $sums[row][1] = _mm512_dpbusd_epi32($sums[row][1], $weights[1], x);
-            }
+            });
         };
     }
     macro_rules! advance {
@@ -259,17 +288,15 @@ unsafe fn dot<const ROWS: usize, const CHAINS: usize, const NIBBLE: bool>(
             blocks -= 1;
         }
     }
-    for row in 0..ROWS {
-        for half in 0..2 {
-            if CHAINS >= 2 {
-                a[row][half] = _mm512_add_epi32(a[row][half], b[row][half]);
-            }
-            if CHAINS == 4 {
-                let more = _mm512_add_epi32(c[row][half], d[row][half]);
-                a[row][half] = _mm512_add_epi32(a[row][half], more);
-            }
+    for_rows!(row, {
+        if CHAINS >= 2 {
+            a[row] = [_mm512_add_epi32(a[row][0], b[row][0]), _mm512_add_epi32(a[row][1], b[row][1])];
         }
-    }
+        if CHAINS == 4 {
+            let more = [_mm512_add_epi32(c[row][0], d[row][0]), _mm512_add_epi32(c[row][1], d[row][1])];
+            a[row] = [_mm512_add_epi32(a[row][0], more[0]), _mm512_add_epi32(a[row][1], more[1])];
+        }
+    });
     *sums = a;
 }
 
@@ -316,33 +343,12 @@ unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTil
             let add = finish.add || group > 0;
             let last = if group + 1 == tile.groups { finish.last.as_ref() } else { None };
             let total = finish.total.as_mut_ptr();
-            macro_rules! sum {
-                ($row:expr, $half:expr) => {{
-                    let before = if add {
-                        _mm512_loadu_ps(total.add($row * PANEL + $half * 16))
-                    } else {
-                        _mm512_setzero_ps()
-                    };
-                    _mm512_fmadd_ps(sums[$row][$half], scales[$half], before)
-                }};
+            macro_rules! scaled {
+                ($row:expr, $half:expr) => {
+                    _mm512_mul_ps(sums[$row][$half], scales[$half])
+                };
             }
-            match last {
-                Some(last) => {
-                    let masks = masks(last);
-                    for row in 0..ROWS {
-                        for half in 0..2 {
-                            complete!(last, masks, row, half, sum!(row, half));
-                        }
-                    }
-                }
-                None => {
-                    for row in 0..ROWS {
-                        for half in 0..2 {
-                            _mm512_storeu_ps(total.add(row * PANEL + half * 16), sum!(row, half));
-                        }
-                    }
-                }
-            }
+            finish_group!(last, add, total, scaled);
         }
     }
 }
@@ -374,11 +380,12 @@ unsafe fn float_dot<const ROWS: usize, const CHAINS: usize, const KIND: u8>(
                     column_of::<KIND>(block.as_ptr(), column, 0, zeros[0]),
                     column_of::<KIND>(block.as_ptr(), column, 1, zeros[1]),
                 ];
-                for (row, sums) in chains[column % CHAINS].iter_mut().enumerate() {
+                let chain = column % CHAINS;
+                for_rows!(row, {
                     let x = _mm512_set1_ps(*x.add(row));
-                    sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
-                    sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
-                }
+                    chains[chain][row][0] = _mm512_fmadd_ps(weights[0], x, chains[chain][row][0]);
+                    chains[chain][row][1] = _mm512_fmadd_ps(weights[1], x, chains[chain][row][1]);
+                });
                 x = x.add(ROWS);
             }
         }
