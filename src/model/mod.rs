@@ -6,7 +6,11 @@
 mod error;
 mod network;
 mod sequential;
+#[cfg(feature = "text")]
+mod tokenizer;
 
 pub use error::ModelError;
 pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
 pub use sequential::{LayerConfig, Sequential, SequentialConfig};
+#[cfg(feature = "text")]
+pub use tokenizer::{Tokenizer, TokenizerError};
