@@ -3,6 +3,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper};
 
@@ -185,6 +186,8 @@ impl Tokenizer {
 }
 
 fn parse(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    // what is no JSON makes some of the readers below panic
+    let _: IgnoredAny = serde_json::from_slice(bytes)?;
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
     tokenizer.with_truncation(None)?.with_padding(None);
     if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
