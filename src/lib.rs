@@ -31,7 +31,10 @@ pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
 pub use layer::{Compressed, Layer, Method, MethodError};
-pub use model::{Classifier, Execution, LanguageModel, ModelError, Network, SentenceEncoder, Sequential};
+pub use model::{
+    Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
+    Sampling, SentenceEncoder, Sequential, Tap,
+};
 #[cfg(feature = "text")]
 pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use super::class::TensorClass;
 use super::companions::Companions;
 use super::formats::{self, compressed_tensors::QuantizationConfig};
 use super::header::{self, TensorEntry, UniqueMap};
+use super::mapped::MappedTensor;
 use super::{mmap, positioned};
 use crate::dtype::{DType, FloatType, Precision};
 use crate::file::read_regular;
@@ -25,7 +27,7 @@ const SINGLE: &str = "model.safetensors";
 struct Shard {
     path: PathBuf,
     file: File,
-    map: Mmap,
+    map: Arc<Mmap>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -158,7 +160,7 @@ impl Checkpoint {
                     return Err(CheckpointError::tensor(&path, &name, reason));
                 }
             }
-            shards.push(Shard { path, file, map, metadata: header.metadata });
+            shards.push(Shard { path, file, map: Arc::new(map), metadata: header.metadata });
         }
         if let Some(index) = index {
             check_index(&root.join(INDEX), &index, &shards, &tensors)?;
@@ -279,6 +281,19 @@ impl Checkpoint {
             start: tensor.span.0 as u64,
             float,
         }))
+    }
+
+    /// A plain tensor of floats of the model where it is mapped; `None` for a compressed weight, and for `f64`, which the
+    /// kernels take as `f32` only.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or it is not made of floats.
+    pub(crate) fn mapped(&self, name: &str) -> Result<Option<MappedTensor>, CheckpointError> {
+        let source = self.floats(self.entry(name)?)?;
+        let float = source.map(|source| source.float).filter(|float| *float != FloatType::F64);
+        let (Some(float), Some((shard, tensor))) = (float, self.tensors.get(name)) else { return Ok(None) };
+        let map = Arc::clone(&self.shards[*shard].map);
+        Ok(Some(MappedTensor { map, span: tensor.span.0..tensor.span.1, float }))
     }
 
     /// Gives the pages of some bytes of a file's tensor back to the system.

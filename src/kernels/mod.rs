@@ -6,6 +6,8 @@
 //!
 //! Nothing here starts threads of its own: work is split with rayon, in the pool of the calling thread.
 
+pub mod activate;
+pub(crate) mod attention;
 pub(crate) mod compare;
 pub mod convert;
 pub(crate) mod level;
@@ -13,9 +15,11 @@ pub mod mask;
 pub(crate) mod matmul;
 pub(crate) mod memory;
 pub mod norm;
+pub mod normalize;
 pub mod pack;
 pub mod quantize;
 pub mod reduce;
+pub(crate) mod rotary;
 pub mod select;
 pub(crate) mod view;
 

@@ -1,16 +1,25 @@
 //! Running a network to see what compression did to it.
 //!
-//! [`Sequential`] runs multilayer perceptrons and LeNet-style convolutional networks over
-//! [`CompressedWeight`](crate::CompressedWeight)s, whatever their form.
+//! [`Network`] is any network that tersor runs: [`Sequential`] perceptrons and LeNet-style convolutional networks,
+//! [`Encoder`]s like BERT, [`Decoder`]s like LLaMA. They are built from a [`Checkpoint`](crate::Checkpoint), dense or
+//! compressed, and every linear layer multiplies with the form that its weight has.
+//!
+//! What a network must do to be scored are traits, [`LanguageModel`], [`SentenceEncoder`] and [`Classifier`], so that a
+//! network of another library can be scored too. A [`Tap`] sees what goes into the linear layers.
 
 mod error;
+mod linear;
 mod network;
 mod sequential;
+mod tap;
 #[cfg(feature = "text")]
 mod tokenizer;
+mod transformer;
 
 pub use error::ModelError;
 pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
 pub use sequential::{LayerConfig, Sequential, SequentialConfig};
+pub use tap::Tap;
 #[cfg(feature = "text")]
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use transformer::{Cache, Decoder, Encoder, GenerateOptions, Sampling};

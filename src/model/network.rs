@@ -1,8 +1,9 @@
 use ndarray::{Array2, ArrayView2};
 
-use super::{ModelError, Sequential};
+use super::transformer::DECODERS;
+use super::{Decoder, Encoder, ModelError, Sequential};
 use crate::checkpoint::Checkpoint;
-use crate::weight::Activations;
+use crate::weight::{Activations, Coding, CompressedWeight, PackedWeight, WeightError};
 
 /// A network that says, after every token, how likely each token is to follow.
 ///
@@ -71,12 +72,27 @@ impl Default for Execution {
     }
 }
 
+impl Execution {
+    /// A weight as its products want it: integer codes meet activations as asked for, all else meets floats.
+    pub(super) fn packed(self, weight: &CompressedWeight) -> Result<PackedWeight, WeightError> {
+        let activations = match weight.form().coding() {
+            Coding::Int { .. } => self.activations,
+            _ => Activations::Float,
+        };
+        PackedWeight::new(weight, activations)
+    }
+}
+
 /// Any network that tersor runs itself.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Network {
     /// A list of layers.
     Sequential(Sequential),
+    /// A transformer that embeds sentences.
+    Encoder(Encoder),
+    /// A transformer that predicts tokens.
+    Decoder(Decoder),
 }
 
 impl Network {
@@ -84,14 +100,30 @@ impl Network {
     ///
     /// # Errors
     /// When `config.json` names a network that tersor does not run, or tensors are missing or misshapen.
-    pub fn open(checkpoint: &Checkpoint, _execution: Execution) -> Result<Self, ModelError> {
-        Sequential::open(checkpoint).map(Self::Sequential)
+    pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        let model_type = checkpoint.config().and_then(|config| config.get("model_type"));
+        match model_type.and_then(|value| value.as_str()) {
+            // without a description, the tensors may still say what network it is
+            None | Some("sequential") => Sequential::open_with(checkpoint, execution).map(Self::Sequential),
+            Some("bert") => Encoder::open(checkpoint, execution).map(Self::Encoder),
+            Some(name) if DECODERS.contains(&name) => Decoder::open(checkpoint, execution).map(Self::Decoder),
+            Some(other) => Err(ModelError::Architecture {
+                path: checkpoint.path().to_path_buf(),
+                reason: format!(
+                    "config.json says model_type `{other}`; tersor runs sequential, bert, {} (the tensors of others can \
+                     still be inspected and compressed)",
+                    DECODERS.join(", ")
+                ),
+            }),
+        }
     }
 
     /// What kind of network it is, in the words of `config.json`.
     pub fn model_type(&self) -> &str {
         match self {
             Self::Sequential(_) => "sequential",
+            Self::Encoder(_) => "bert",
+            Self::Decoder(model) => model.model_type(),
         }
     }
 
@@ -100,7 +132,10 @@ impl Network {
     /// # Errors
     /// When it is none.
     pub fn language_model(&self) -> Result<&dyn LanguageModel, ModelError> {
-        Err(self.is_no("language model"))
+        match self {
+            Self::Decoder(model) => Ok(model),
+            _ => Err(self.is_no("language model")),
+        }
     }
 
     /// As a model that embeds sentences.
@@ -108,7 +143,10 @@ impl Network {
     /// # Errors
     /// When it is none.
     pub fn sentence_encoder(&self) -> Result<&dyn SentenceEncoder, ModelError> {
-        Err(self.is_no("sentence encoder"))
+        match self {
+            Self::Encoder(model) => Ok(model),
+            _ => Err(self.is_no("sentence encoder")),
+        }
     }
 
     /// As a model that classifies.
@@ -118,6 +156,7 @@ impl Network {
     pub fn classifier(&self) -> Result<&dyn Classifier, ModelError> {
         match self {
             Self::Sequential(model) => Ok(model),
+            _ => Err(self.is_no("classifier")),
         }
     }
 

@@ -11,15 +11,15 @@ pub(super) const TILE: usize = 12;
 
 /// Rows of activations that a kernel works on together.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tile {
+pub(in crate::kernels) struct Tile {
     /// First row.
-    pub(super) row: usize,
+    pub(in crate::kernels) row: usize,
     /// Number of rows, 1 to [`TILE`].
-    pub(super) rows: usize,
+    pub(in crate::kernels) rows: usize,
 }
 
 /// Cuts `batch` rows into as few tiles as possible, of nearly equal size.
-pub(super) fn tiles(batch: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
+pub(in crate::kernels) fn tiles(batch: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
     let count = batch.div_ceil(TILE);
     (0..count).map(move |i| {
         let (row, end) = (i * batch / count, (i + 1) * batch / count);

@@ -4,19 +4,20 @@
 //! product ([`product`]) runs every tile ([`tile`]) over every panel. Sparse weights have arrangements of their own
 //! ([`sparse`]).
 
-mod activations;
+pub(in crate::kernels) mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod decode;
 mod dense;
-mod output;
+pub(in crate::kernels) mod output;
 pub(crate) mod panels;
 mod portable;
 mod product;
+pub(crate) mod rows;
 pub(crate) mod sparse;
-mod tile;
+pub(in crate::kernels) mod tile;
 
 pub use activations::ActivationCodes;
 pub(crate) use dense::matmul_transposed;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// `[batch, outputs]`, row-major, of which every task writes columns of its own.
 #[derive(Clone, Copy)]
-pub(super) struct Output<'y> {
+pub(in crate::kernels) struct Output<'y> {
     first: *mut f32,
     batch: usize,
     outputs: usize,
@@ -21,7 +21,7 @@ unsafe impl Sync for Output<'_> {}
 impl<'y> Output<'y> {
     /// # Panics
     /// When `y` is not `[batch, outputs]`.
-    pub(super) fn new(y: &'y mut [f32], batch: usize, outputs: usize) -> Self {
+    pub(in crate::kernels) fn new(y: &'y mut [f32], batch: usize, outputs: usize) -> Self {
         assert_eq!(y.len(), batch * outputs);
         Self { first: y.as_mut_ptr(), batch, outputs, matrix: PhantomData }
     }
@@ -33,7 +33,7 @@ impl<'y> Output<'y> {
     ///
     /// # Safety
     /// While the result or a copy of it is in use, nothing else may access these elements.
-    pub(super) unsafe fn columns(&self, rows: Range<usize>, columns: Range<usize>) -> Rows<'y> {
+    pub(in crate::kernels) unsafe fn columns(&self, rows: Range<usize>, columns: Range<usize>) -> Rows<'y> {
         assert!(rows.start <= rows.end && rows.end <= self.batch);
         assert!(columns.start <= columns.end && columns.end <= self.outputs);
         Rows {
@@ -49,7 +49,7 @@ impl<'y> Output<'y> {
 
 /// Some columns of some rows of an [`Output`].
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'y> {
+pub(in crate::kernels) struct Rows<'y> {
     first: *mut f32,
     count: usize,
     width: usize,
@@ -58,24 +58,24 @@ pub(super) struct Rows<'y> {
 }
 
 impl Rows<'_> {
-    pub(super) fn rows(&self) -> usize {
+    pub(in crate::kernels) fn rows(&self) -> usize {
         self.count
     }
 
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::kernels) fn width(&self) -> usize {
         self.width
     }
 
     /// Pointer to the `width` elements of a row.
     #[inline(always)]
-    pub(super) fn pointer(&self, row: usize) -> *mut f32 {
+    pub(in crate::kernels) fn pointer(&self, row: usize) -> *mut f32 {
         debug_assert!(row < self.count);
         self.first.wrapping_add(row * self.stride)
     }
 
     /// The elements of a row.
     #[inline(always)]
-    pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    pub(in crate::kernels) fn row_mut(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.count);
         // SAFETY: `Output::columns` checked that the row lies in the matrix, and its caller that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(row), self.width) }

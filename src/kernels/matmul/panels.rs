@@ -141,10 +141,6 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    pub(crate) fn panels(&self) -> usize {
-        self.rows.div_ceil(PANEL)
-    }
-
     /// Bytes of one panel's codes.
     pub(crate) fn panel_bytes(&self) -> usize {
         self.columns.blocks() * self.storage.block_bytes()

@@ -20,7 +20,7 @@ use crate::kernels::level::Isa;
 const INT_DEPTH: usize = 128;
 
 /// Blocks of floats in a piece: 24 KiB.
-const FLOAT_DEPTH: usize = 24;
+pub(super) const FLOAT_DEPTH: usize = 24;
 
 /// Panels in a run, when there are many tiles.
 const RUN: usize = 8;
@@ -89,7 +89,7 @@ pub(crate) fn int_product(
     };
     let x = IntTiles::new(isa, x, batch, columns, shared.unwrap_or(1), how);
     let code_sums: &[i32] = if how.has_zero_points() { &panels.code_sums } else { &[] };
-    let schedule = Schedule::new(panels, batch, INT_DEPTH);
+    let schedule = Schedule::new(panels.rows, columns, batch, tiles(batch).len() > 1, INT_DEPTH);
     schedule.run(y, |scratch, at| {
         let codes = panels.panel(at.panel);
         let scales = panels.of_panel(at.panel, &panels.scales);
@@ -98,8 +98,8 @@ pub(crate) fn int_product(
         let bytes = panels.storage.block_bytes();
         let (mut storage, mut piece) =
             (panels.storage, &codes[at.blocks.start * bytes..at.blocks.end * bytes]);
-        let mut ahead = at.ahead();
-        if schedule.many && storage == Storage::Nibble {
+        let mut ahead = at.ahead(panels);
+        if schedule.blocked && storage == Storage::Nibble {
             scratch.wide.reserve(piece.len() * 2);
             widen_nibbles(isa, piece, scratch.wide.bytes_mut());
             (storage, piece, ahead) = (Storage::Byte, &scratch.wide.bytes()[..piece.len() * 2], 0);
@@ -166,19 +166,19 @@ pub(crate) fn float_product(
     }
     let x = FloatTiles::new(x, batch, columns);
     let bytes = panels.storage.block_bytes();
-    let schedule = Schedule::new(panels, batch, FLOAT_DEPTH);
+    let schedule = Schedule::new(panels.rows, columns, batch, tiles(batch).len() > 1, FLOAT_DEPTH);
     schedule.run(y, |scratch, at| {
         let codes = panels.panel(at.panel);
         let scales = panels.of_panel(at.panel, &panels.scales);
         let bias = PanelBias::new(epilogue.bias, at.panel);
         let last = |tile| Last { row_scales: &[], bias: bias.get(), relu: epilogue.relu, y: at.output(tile) };
-        if !schedule.many {
+        if !schedule.blocked {
             let tile = at.tiles[0];
             for segment in at.segments {
                 FloatTile {
                     storage: panels.storage,
                     codes: &codes[segment.block * bytes..][..segment.blocks * bytes],
-                    ahead: at.ahead(),
+                    ahead: at.ahead(panels),
                     groups: segment.groups,
                     activations: x.values(tile, segment.block, segment.blocks),
                     rows: tile.rows,
@@ -196,7 +196,7 @@ pub(crate) fn float_product(
         }
         let value_bytes = at.blocks.len() * Storage::F32.block_bytes();
         let (values, ahead) = if panels.storage == Storage::F32 {
-            (&codes[at.blocks.start * bytes..at.blocks.end * bytes], at.ahead())
+            (&codes[at.blocks.start * bytes..at.blocks.end * bytes], at.ahead(panels))
         } else {
             scratch.wide.reserve(value_bytes);
             let mut values = scratch.wide.words_mut::<f32>();
@@ -243,81 +243,81 @@ pub(crate) fn float_product(
 }
 
 /// The order of a product's work.
-struct Schedule<'a> {
-    panels: &'a Panels,
+pub(super) struct Schedule {
+    outputs: usize,
+    columns: Columns,
     batch: usize,
     tiles: Vec<Tile>,
-    /// Whether there is more than one tile.
-    many: bool,
+    /// Whether columns come in pieces that all tiles meet before the next piece.
+    blocked: bool,
     segments: Vec<Segment>,
     /// Ranges of segments.
     pieces: Vec<Range<usize>>,
 }
 
 /// What a task sums before it can write.
-struct Scratch {
+pub(super) struct Scratch {
     /// Sums of an incomplete group, `[panel of the run][row][32 outputs]`.
     partial: Vec<i32>,
     /// Sums of complete groups, `[panel of the run][row][32 outputs]`.
-    total: Vec<f32>,
+    pub(super) total: Vec<f32>,
     /// A piece of codes in a wider form.
-    wide: Aligned,
+    pub(super) wide: Aligned,
 }
 
 /// One piece of one panel, and the tiles that it meets.
-struct At<'a> {
-    panel: usize,
+pub(super) struct At<'a> {
+    pub(super) panel: usize,
     /// Blocks of the piece.
-    blocks: Range<usize>,
+    pub(super) blocks: Range<usize>,
     segments: &'a [Segment],
-    tiles: &'a [Tile],
+    pub(super) tiles: &'a [Tile],
     /// Place of the panel's sums in the scratch space.
     sums: usize,
-    schedule: &'a Schedule<'a>,
+    schedule: &'a Schedule,
     output: &'a Output<'a>,
 }
 
 impl At<'_> {
-    fn sums_of(&self, tile: Tile) -> Range<usize> {
+    pub(super) fn sums_of(&self, tile: Tile) -> Range<usize> {
         let start = self.sums + (tile.row - self.tiles[0].row) * PANEL;
         start..start + tile.rows * PANEL
     }
 
-    fn output(&self, tile: Tile) -> Rows<'_> {
+    pub(super) fn output(&self, tile: Tile) -> Rows<'_> {
         let first = self.panel * PANEL;
-        let columns = first..(first + PANEL).min(self.schedule.panels.rows);
+        let columns = first..(first + PANEL).min(self.schedule.outputs);
         // SAFETY: `Schedule::run` gives a panel's rows to one task only, which runs one tile after the other.
         unsafe { self.output.columns(tile.row..tile.row + tile.rows, columns) }
     }
 
     /// Bytes from a code to the one that is fetched meanwhile: with one tile, the weights stream by; with many, the next
     /// panel's piece is fetched while the first tile passes.
-    fn ahead(&self) -> usize {
-        if self.schedule.many { self.schedule.panels.panel_bytes() } else { AHEAD }
+    fn ahead(&self, panels: &Panels) -> usize {
+        if self.schedule.blocked { panels.panel_bytes() } else { AHEAD }
     }
 }
 
-impl<'a> Schedule<'a> {
-    fn new(panels: &'a Panels, batch: usize, depth: usize) -> Self {
-        let tiles: Vec<Tile> = tiles(batch).collect();
-        let many = tiles.len() > 1;
-        let (segments, pieces) = segments(panels.columns, if many { depth } else { usize::MAX });
-        Self { panels, batch, tiles, many, segments, pieces }
+impl Schedule {
+    /// With `blocked`, pieces have at most `depth` blocks of columns.
+    pub(super) fn new(outputs: usize, columns: Columns, batch: usize, blocked: bool, depth: usize) -> Self {
+        let (segments, pieces) = segments(columns, if blocked { depth } else { usize::MAX });
+        Self { outputs, columns, batch, tiles: tiles(batch).collect(), blocked, segments, pieces }
     }
 
-    fn run(&self, y: &mut [f32], work: impl Fn(&mut Scratch, &At<'_>) + Sync) {
-        let panels = self.panels.panels();
-        let macs = self.batch.saturating_mul(self.panels.rows).saturating_mul(self.panels.columns.cols());
+    pub(super) fn run(&self, y: &mut [f32], work: impl Fn(&mut Scratch, &At<'_>) + Sync) {
+        let panels = self.outputs.div_ceil(PANEL);
+        let macs = self.batch.saturating_mul(self.outputs).saturating_mul(self.columns.cols());
         let threads = if macs < PARALLEL_MIN_WORK { 1 } else { rayon::current_num_threads() };
         // neighbouring panels follow each other in memory: long runs, but enough of them to even out the threads
         let even = panels.div_ceil(threads * 4).max(1);
-        let run = if self.many { even.min(RUN) } else { even };
+        let run = if self.blocked { even.min(RUN) } else { even };
         let runs = panels.div_ceil(run);
         let chunks: Vec<&[Tile]> = self.tiles.chunks(TILES).collect();
         let rows = chunks.iter().map(|c| c.iter().map(|tile| tile.rows).sum::<usize>()).max().unwrap_or(0);
-        let output = Output::new(y, self.batch, self.panels.rows);
+        let output = Output::new(y, self.batch, self.outputs);
         let scratch = || {
-            let sums = if self.many { run * rows * PANEL } else { rows * PANEL };
+            let sums = if self.blocked { run * rows * PANEL } else { rows * PANEL };
             Scratch { partial: vec![0; sums], total: vec![0.0; sums], wide: Aligned::zeroed(0) }
         };
         let task = |scratch: &mut Scratch, task: usize| {
@@ -331,7 +331,7 @@ impl<'a> Schedule<'a> {
                         blocks: begin.block..end.block + end.blocks,
                         segments,
                         tiles,
-                        sums: if self.many { (panel - first) * rows * PANEL } else { 0 },
+                        sums: if self.blocked { (panel - first) * rows * PANEL } else { 0 },
                         schedule: self,
                         output: &output,
                     };
@@ -359,13 +359,13 @@ impl Panels {
 }
 
 /// A bias of 32 values, whatever the number of outputs.
-struct PanelBias<'a> {
+pub(super) struct PanelBias<'a> {
     of_panel: &'a [f32],
     padded: [f32; PANEL],
 }
 
 impl<'a> PanelBias<'a> {
-    fn new(bias: Option<&'a [f32]>, panel: usize) -> Self {
+    pub(super) fn new(bias: Option<&'a [f32]>, panel: usize) -> Self {
         let of_panel = bias.map_or(&[][..], |b| &b[panel * PANEL..]);
         let mut padded = [0.0; PANEL];
         if of_panel.len() < PANEL {
@@ -374,7 +374,7 @@ impl<'a> PanelBias<'a> {
         Self { of_panel, padded }
     }
 
-    fn get(&self) -> &[f32] {
+    pub(super) fn get(&self) -> &[f32] {
         match self.of_panel.len() {
             0 => &[],
             1..PANEL => &self.padded,
@@ -424,7 +424,7 @@ fn segments(columns: Columns, depth: usize) -> (Vec<Segment>, Vec<Range<usize>>)
 }
 
 /// The product with a weight of no columns, or for no rows.
-fn without_columns(rows: usize, epilogue: Epilogue<'_>, y: &mut [f32]) {
+pub(super) fn without_columns(rows: usize, epilogue: Epilogue<'_>, y: &mut [f32]) {
     if rows == 0 {
         return;
     }

@@ -28,7 +28,7 @@ pub(super) enum Start<'a> {
 
 /// Zero points of a panel's codes.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Zeros<'a> {
+pub(in crate::kernels) enum Zeros<'a> {
     All(i32),
     /// `[group][32 outputs]`.
     Each(&'a [i32]),
@@ -60,27 +60,27 @@ impl<'a> Zeros<'a> {
 }
 
 /// Where the sums of complete groups go.
-pub(super) struct Finish<'a, 'y> {
+pub(in crate::kernels) struct Finish<'a, 'y> {
     /// `[group][32 outputs]`; empty: 1.
-    pub(super) scales: &'a [f32],
+    pub(in crate::kernels) scales: &'a [f32],
     /// Whether `total` holds sums of earlier groups already.
-    pub(super) add: bool,
+    pub(in crate::kernels) add: bool,
     /// `[row][32 outputs]`.
-    pub(super) total: &'a mut [f32],
+    pub(in crate::kernels) total: &'a mut [f32],
     /// What follows after the last group.
-    pub(super) last: Option<Last<'a, 'y>>,
+    pub(in crate::kernels) last: Option<Last<'a, 'y>>,
 }
 
 /// What becomes of a total.
 #[derive(Clone, Copy)]
-pub(super) struct Last<'a, 'y> {
+pub(in crate::kernels) struct Last<'a, 'y> {
     /// Scale of each row of activations; empty: 1.
-    pub(super) row_scales: &'a [f32],
+    pub(in crate::kernels) row_scales: &'a [f32],
     /// Bias per output; empty: 0.
-    pub(super) bias: &'a [f32],
-    pub(super) relu: bool,
+    pub(in crate::kernels) bias: &'a [f32],
+    pub(in crate::kernels) relu: bool,
     /// Where the tile's outputs lie.
-    pub(super) y: Rows<'y>,
+    pub(in crate::kernels) y: Rows<'y>,
 }
 
 /// Integer activations times integer codes.
@@ -134,22 +134,22 @@ impl IntTile<'_, '_> {
 }
 
 /// Float activations times codes of any storage.
-pub(super) struct FloatTile<'a, 'y> {
-    pub(super) storage: Storage,
+pub(in crate::kernels) struct FloatTile<'a, 'y> {
+    pub(in crate::kernels) storage: Storage,
     /// Whole blocks of codes, as many for every group.
-    pub(super) codes: &'a [u8],
-    pub(super) ahead: usize,
-    pub(super) groups: usize,
+    pub(in crate::kernels) codes: &'a [u8],
+    pub(in crate::kernels) ahead: usize,
+    pub(in crate::kernels) groups: usize,
     /// `[column][row]`.
-    pub(super) activations: &'a [f32],
-    pub(super) rows: usize,
+    pub(in crate::kernels) activations: &'a [f32],
+    pub(in crate::kernels) rows: usize,
     /// Subtracted from integer codes.
-    pub(super) zeros: Zeros<'a>,
-    pub(super) finish: Finish<'a, 'y>,
+    pub(in crate::kernels) zeros: Zeros<'a>,
+    pub(in crate::kernels) finish: Finish<'a, 'y>,
 }
 
 impl FloatTile<'_, '_> {
-    pub(super) fn run(&mut self, isa: Isa) {
+    pub(in crate::kernels) fn run(&mut self, isa: Isa) {
         let blocks = self.codes.len() / self.storage.block_bytes();
         assert!((1..=TILE).contains(&self.rows) && self.groups > 0 && blocks.is_multiple_of(self.groups));
         assert_eq!(self.codes.len(), blocks * self.storage.block_bytes());

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 pub use config::{LayerConfig, SequentialConfig};
 
-use super::{Classifier, ModelError};
+use super::{Classifier, Execution, ModelError};
 use crate::checkpoint::Checkpoint;
 use crate::kernels::matmul::Epilogue;
-use crate::weight::{Activations, CompressedWeight, PackedWeight};
+use crate::weight::{CompressedWeight, PackedWeight};
 
 /// Most values that a layer may take for one input: more is a mistake in the configuration, not a small network.
 const MAX_VALUES: usize = 1 << 28;
@@ -59,13 +59,21 @@ impl Sequential {
     /// # Errors
     /// When the checkpoint does not say what network it is, or tensors are missing or misshapen.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        Self::open_with(checkpoint, Execution::default())
+    }
+
+    /// As [`open`](Self::open), with a choice of how it is run.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when a weight cannot be run so.
+    pub fn open_with(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
         let config = SequentialConfig::of(checkpoint)?;
         let input_features = checked_product(&config.input_shape).filter(|n| (1..=MAX_VALUES).contains(n));
         let input_features = input_features.ok_or_else(|| ModelError::Architecture {
             path: checkpoint.path().to_path_buf(),
             reason: format!("its input_shape {:?} is not 1 to {MAX_VALUES} values", config.input_shape),
         })?;
-        let mut builder = Builder { checkpoint, shape: config.input_shape.clone() };
+        let mut builder = Builder { checkpoint, execution, shape: config.input_shape.clone() };
         let layers = config.layers.iter().filter_map(|l| builder.layer(l).transpose());
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let output_features = checked_product(&builder.shape).filter(|n| *n > 0);
@@ -138,6 +146,7 @@ impl Classifier for Sequential {
 /// Follows the shape of the activations through the layers.
 struct Builder<'a> {
     checkpoint: &'a Checkpoint,
+    execution: Execution,
     shape: Vec<usize>,
 }
 
@@ -169,7 +178,7 @@ impl Builder<'_> {
                     return Err(bad(name, reason));
                 }
                 self.shape = vec![weight.rows()];
-                Ok(Some(Layer::Linear { weight: packed(&weight)?, bias }))
+                Ok(Some(Layer::Linear { weight: self.execution.packed(&weight)?, bias }))
             }
             LayerConfig::Conv2d { name, padding, stride } => {
                 let (weight, bias) = self.tensors(name)?;
@@ -203,7 +212,7 @@ impl Builder<'_> {
                     return Err(overflow(name));
                 }
                 self.shape = geometry.output.to_vec();
-                Ok(Some(Layer::Conv2d { weight: packed(&weight)?, bias, geometry }))
+                Ok(Some(Layer::Conv2d { weight: self.execution.packed(&weight)?, bias, geometry }))
             }
             LayerConfig::MaxPool2d { size } => {
                 let &[c, h, w] = self.shape.as_slice() else {
@@ -242,11 +251,6 @@ impl Builder<'_> {
         };
         Ok((weight, bias))
     }
-}
-
-/// A weight as products want it, with activations as they are.
-fn packed(weight: &CompressedWeight) -> Result<PackedWeight, ModelError> {
-    Ok(PackedWeight::new(weight, Activations::Float)?)
 }
 
 /// `x · Wᵀ + bias`.

@@ -1,0 +1,283 @@
+//! Products with a plain matrix where it lies, row after row: nothing is arranged beforehand and nothing is copied.
+//!
+//! Few rows of activations meet every row of weights as dot products, which read the matrix once. For more, pieces of the
+//! matrix are turned into panels on the way, and all activations pass by.
+
+use rayon::prelude::*;
+
+use super::activations::FloatTiles;
+use super::output::Output;
+use super::panels::{BLOCK, Columns, PANEL, Storage};
+use super::product::{Epilogue, FLOAT_DEPTH, PARALLEL_MIN_WORK, PanelBias, Schedule, without_columns};
+use super::tile::{Finish, FloatTile, Last, Zeros};
+use crate::dtype::FloatType;
+use crate::kernels::convert;
+use crate::kernels::level::{Isa, multiversion};
+use crate::kernels::view;
+
+/// A plain matrix `[rows, cols]`, row-major, in little-endian floats of one type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowMatrix<'a> {
+    float: FloatType,
+    bytes: &'a [u8],
+    rows: usize,
+    cols: usize,
+}
+
+/// Rows of activations up to which dot products are faster than panels.
+const DOT_BATCH: usize = 4;
+
+/// Rows of weights whose dot products are made together.
+const DOT_ROWS: usize = 4;
+
+/// Columns that are widened at a time: they stay in the first-level cache.
+const DOT_COLUMNS: usize = 1 << 10;
+
+impl<'a> RowMatrix<'a> {
+    /// # Panics
+    /// When there are not as many bytes as elements of that type.
+    pub(crate) fn new(float: FloatType, bytes: &'a [u8], rows: usize, cols: usize) -> Self {
+        assert_eq!(Some(bytes.len()), rows.checked_mul(cols * float.size()), "bytes of a matrix");
+        Self { float, bytes, rows, cols }
+    }
+
+    /// Some columns of a row, in `f32`.
+    pub(crate) fn read(&self, row: usize, column: usize, values: &mut [f32]) {
+        let size = self.float.size();
+        let start = (row * self.cols + column) * size;
+        let bytes = &self.bytes[start..start + values.len() * size];
+        convert::widen(self.float, bytes, values);
+    }
+
+    /// Some columns of a row: where they lie, if that is possible, else through `scratch`.
+    fn view<'s>(&self, row: usize, column: usize, len: usize, scratch: &'s mut [f32]) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        if self.float == FloatType::F32 {
+            let start = (row * self.cols + column) * 4;
+            if let Some(values) = view::floats(&self.bytes[start..start + len * 4]) {
+                return values;
+            }
+        }
+        self.read(row, column, &mut scratch[..len]);
+        &scratch[..len]
+    }
+}
+
+/// `y = x · Wᵀ`.
+///
+/// # Shapes
+/// `x` is `[batch, cols]`, `y` is `[batch, rows]`.
+pub(crate) fn rows_product(
+    isa: Isa,
+    matrix: RowMatrix<'_>,
+    x: &[f32],
+    batch: usize,
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    assert_eq!((x.len(), y.len()), (batch * matrix.cols, batch * matrix.rows), "activations and outputs");
+    if batch == 0 || matrix.cols == 0 || matrix.rows == 0 {
+        without_columns(matrix.rows, epilogue, y);
+    } else if batch <= DOT_BATCH {
+        dot_products(isa, matrix, x, batch, epilogue, y);
+    } else {
+        through_panels(isa, matrix, x, batch, epilogue, y);
+    }
+}
+
+fn through_panels(
+    isa: Isa,
+    matrix: RowMatrix<'_>,
+    x: &[f32],
+    batch: usize,
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    let columns = Columns::new(matrix.cols, matrix.cols);
+    let x = FloatTiles::new(x, batch, columns);
+    Schedule::new(matrix.rows, columns, batch, true, FLOAT_DEPTH).run(y, |scratch, at| {
+        let bias = PanelBias::new(epilogue.bias, at.panel);
+        let bytes = at.blocks.len() * Storage::F32.block_bytes();
+        scratch.wide.reserve(bytes + DOT_COLUMNS * 4);
+        let (panel, row) = scratch.wide.words_mut::<f32>().split_at_mut(bytes / 4);
+        // a matrix can have more columns than one group, but not more than one scale: its blocks follow one another
+        let column = at.blocks.start * BLOCK;
+        let len = (at.blocks.len() * BLOCK).min(matrix.cols - column);
+        let outputs = PANEL.min(matrix.rows - at.panel * PANEL);
+        // columns that fill the last block: activations hold zero against them, which NaN would not become
+        panel[len * PANEL..].fill(0.0);
+        for output in 0..outputs {
+            transpose(isa, matrix.view(at.panel * PANEL + output, column, len, row), output, panel);
+        }
+        for tile in at.tiles.iter().copied() {
+            FloatTile {
+                storage: Storage::F32,
+                codes: &scratch.wide.bytes()[..bytes],
+                ahead: 0,
+                groups: 1,
+                activations: x.values(tile, at.blocks.start, at.blocks.len()),
+                rows: tile.rows,
+                zeros: Zeros::All(0),
+                finish: Finish {
+                    scales: &[],
+                    add: at.blocks.start > 0,
+                    total: &mut scratch.total[at.sums_of(tile)],
+                    last: (at.blocks.end == columns.blocks()).then(|| Last {
+                        row_scales: &[],
+                        bias: bias.get(),
+                        relu: epilogue.relu,
+                        y: at.output(tile),
+                    }),
+                },
+            }
+            .run(isa);
+        }
+    });
+}
+
+multiversion! {
+    /// Writes a row's columns where a panel `[column][32 outputs]` has them.
+    fn transpose(row: &[f32], output: usize, panel: &mut [f32]) = transpose_body
+}
+
+#[inline(always)]
+fn transpose_body(row: &[f32], output: usize, panel: &mut [f32]) {
+    for (x, column) in row.iter().zip(panel.chunks_exact_mut(PANEL)) {
+        column[output] = *x;
+    }
+}
+
+fn dot_products(
+    isa: Isa,
+    matrix: RowMatrix<'_>,
+    x: &[f32],
+    batch: usize,
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    let RowMatrix { rows, cols, .. } = matrix;
+    let output = Output::new(y, batch, rows);
+    let blocks = rows.div_ceil(DOT_ROWS);
+    let work = |scratch: &mut Vec<f32>, block: usize| {
+        scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
+        let first = block * DOT_ROWS;
+        let count = DOT_ROWS.min(rows - first);
+        let mut sums = [[0.0f32; DOT_ROWS]; DOT_BATCH];
+        for column in (0..cols).step_by(DOT_COLUMNS) {
+            let len = DOT_COLUMNS.min(cols - column);
+            let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
+            // rows beyond the last are the last again
+            let weights: [&[f32]; DOT_ROWS] = std::array::from_fn(|i| {
+                let scratch = of_row.next().unwrap_or_default();
+                matrix.view(first + i.min(count - 1), column, len, scratch)
+            });
+            for (x, sums) in x.chunks_exact(cols).zip(&mut sums) {
+                dots(isa, weights, &x[column..column + len], sums);
+            }
+        }
+        // SAFETY: every block of rows belongs to one task.
+        let mut y = unsafe { output.columns(0..batch, first..first + count) };
+        for (row, sums) in sums.iter().enumerate().take(batch) {
+            for (i, (y, sum)) in y.row_mut(row).iter_mut().zip(sums).enumerate() {
+                *y = epilogue.apply(*sum, first + i);
+            }
+        }
+    };
+    if batch * rows * cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+        let mut scratch = Vec::new();
+        (0..blocks).for_each(|block| work(&mut scratch, block));
+    } else {
+        let least = blocks.div_ceil(rayon::current_num_threads() * 4);
+        (0..blocks).into_par_iter().with_min_len(least).for_each_init(Vec::new, work);
+    }
+}
+
+multiversion! {
+    /// Adds the products of some rows with `x`.
+    fn dots(rows: [&[f32]; DOT_ROWS], x: &[f32], sums: &mut [f32; DOT_ROWS]) = dots_body
+}
+
+const LANES: usize = 16;
+
+#[inline(always)]
+fn dots_body(rows: [&[f32]; DOT_ROWS], x: &[f32], sums: &mut [f32; DOT_ROWS]) {
+    let [a, b, c, d] = rows.map(|row| &row[..x.len()]);
+    let mut lanes = [[0.0f32; LANES]; DOT_ROWS];
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (a, a_tail) = a.as_chunks::<LANES>();
+    let (b, b_tail) = b.as_chunks::<LANES>();
+    let (c, c_tail) = c.as_chunks::<LANES>();
+    let (d, d_tail) = d.as_chunks::<LANES>();
+    for ((((x, a), b), c), d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+        for lane in 0..LANES {
+            lanes[0][lane] += a[lane] * x[lane];
+            lanes[1][lane] += b[lane] * x[lane];
+            lanes[2][lane] += c[lane] * x[lane];
+            lanes[3][lane] += d[lane] * x[lane];
+        }
+    }
+    for ((sum, lanes), tail) in sums.iter_mut().zip(&lanes).zip([a_tail, b_tail, c_tail, d_tail]) {
+        *sum += lanes.iter().sum::<f32>();
+        *sum += tail.iter().zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::view::le_bytes;
+
+    /// Small integers: every order of summation gives the same `f32`.
+    #[test]
+    fn equals_the_definition_for_every_shape_type_and_level() {
+        for (batch, rows, cols) in [
+            (0, 3, 4),
+            (2, 0, 4),
+            (2, 3, 0),
+            (1, 1, 1),
+            (1, 7, 100),
+            (4, 33, 1030),
+            (5, 7, 17),
+            (13, 65, 200),
+            (30, 40, 8),
+            (5, 3, 33_000),
+        ] {
+            let x: Vec<f32> = (0..batch * cols).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+            let w: Vec<f32> = (0..rows * cols).map(|i| ((i * 5) % 11) as f32 - 5.0).collect();
+            let bias: Vec<f32> = (0..rows).map(|i| i as f32).collect();
+            let halves: Vec<half::f16> = w.iter().map(|x| half::f16::from_f32(*x)).collect();
+            let mut shifted = vec![0u8];
+            shifted.extend_from_slice(&le_bytes(&w));
+            for isa in Isa::all() {
+                let wide = le_bytes(&w);
+                let half = le_bytes(&halves);
+                for (float, bytes) in
+                    [(FloatType::F32, &*wide), (FloatType::F16, &*half), (FloatType::F32, &shifted[1..])]
+                {
+                    let mut y = vec![f32::NAN; batch * rows];
+                    let matrix = RowMatrix::new(float, bytes, rows, cols);
+                    rows_product(isa, matrix, &x, batch, Epilogue { bias: Some(&bias), relu: true }, &mut y);
+                    for (b, y) in y.chunks(rows.max(1)).enumerate() {
+                        for (r, y) in y.iter().enumerate() {
+                            let products = (0..cols).map(|c| x[b * cols + c] * w[r * cols + c]);
+                            let sum = (products.sum::<f32>() + bias[r]).max(0.0);
+                            assert_eq!(*y, sum, "{batch} × {rows} × {cols}, {float:?}: [{b}, {r}]");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_fills_the_last_block_is_no_part_of_a_sum() {
+        let w: Vec<f32> = (0..2 * 200).map(|i| if i < 200 { f32::NAN } else { 1.0 }).collect();
+        let mut y = vec![0.0; 20];
+        let bytes = le_bytes(&w);
+        let matrix = RowMatrix::new(FloatType::F32, &bytes, 2, 200);
+        rows_product(Isa::Portable, matrix, &[1.0; 2000], 10, Epilogue::default(), &mut y);
+        assert!(y.chunks(2).all(|y| y[0].is_nan() && y[1] == 200.0));
+    }
+}

@@ -1,0 +1,385 @@
+use ndarray::{Array2, ArrayView2};
+
+use super::cache::Cache;
+use super::decoder_config::DecoderConfig;
+use super::embedding::Embedding;
+use super::rope::Angles;
+use super::tensors::Tensors;
+use crate::checkpoint::Checkpoint;
+use crate::kernels::activate::{self, Activation};
+use crate::kernels::attention::{KeyValues, Visible, attend};
+use crate::kernels::normalize::rms_norm;
+use crate::model::linear::{Linear, observe};
+use crate::model::network::{Execution, LanguageModel};
+use crate::model::{ModelError, Tap};
+
+/// A decoder like LLaMA: RMS normalization, rotary embeddings, grouped-query attention, a gated feed-forward layer.
+///
+/// Runs checkpoints of the `model_type`s `llama` (also SmolLM2), `mistral`, `qwen2` and `qwen3`. Plain weights are used where
+/// their file is mapped, compressed ones in their own arithmetic.
+///
+/// ```no_run
+/// use tersor::{Checkpoint, Decoder, Execution, LanguageModel};
+///
+/// let model = Decoder::open(&Checkpoint::open("SmolLM2-135M-int8")?, Execution::default())?;
+/// let logits = model.logits(&[504, 253, 1234])?;
+/// assert_eq!(logits.dim(), (3, model.vocab_size()));
+/// # Ok::<(), tersor::ModelError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    model_type: String,
+    vocab_size: usize,
+    max_tokens: usize,
+    width: usize,
+    epsilon: f32,
+    shape: Shape,
+    rope: super::rope::Rope,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    norm: Vec<f32>,
+    head: Linear,
+}
+
+/// What all blocks share.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+    epsilon: f32,
+    activation: Activation,
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    input_norm: Vec<f32>,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    /// Of every head's query and key.
+    query_key_norm: Option<[Vec<f32>; 2]>,
+    window: Option<usize>,
+    feed_forward_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// Room for what lies between the layers of a block, used again by the next.
+#[derive(Debug, Default)]
+struct Buffers {
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    output: Vec<f32>,
+}
+
+/// Where blocks keep the keys and values of the tokens that they have seen.
+enum Memory<'a> {
+    /// Nobody needs them after the block that made them.
+    OfOneBlock(&'a mut KeyValues),
+    OfAllBlocks(&'a mut [KeyValues]),
+}
+
+impl Memory<'_> {
+    fn of(&mut self, block: usize) -> &mut KeyValues {
+        match self {
+            Self::OfOneBlock(memory) => {
+                memory.clear();
+                memory
+            }
+            Self::OfAllBlocks(memories) => &mut memories[block],
+        }
+    }
+}
+
+impl Decoder {
+    /// Builds the decoder that a checkpoint holds, with every weight in the form in which it is stored.
+    ///
+    /// # Errors
+    /// When `config.json` lacks a key or asks for what is not supported, or a tensor is missing or misshapen.
+    pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        let config = DecoderConfig::of(checkpoint)?;
+        let prefix = Tensors::prefix(checkpoint, &["model.", ""], "embed_tokens.weight");
+        let tensors = Tensors { checkpoint, execution, prefix };
+        let embedding = tensors.embedding("embed_tokens", [config.vocab_size, config.hidden])?;
+        let mut blocks = Vec::new();
+        for (block, window) in config.windows.iter().enumerate() {
+            blocks.push(Block::open(&tensors, &config, block, *window)?);
+        }
+        let norm = tensors.vector("norm.weight", config.hidden)?;
+        let head = if config.tied {
+            let matrix = tensors.head_of(&embedding)?;
+            Linear { name: format!("{prefix}embed_tokens"), matrix, bias: None }
+        } else {
+            let whole = Tensors { prefix: "", ..tensors };
+            whole.linear("lm_head", [config.vocab_size, config.hidden], false)?
+        };
+        Ok(Self {
+            model_type: config.model_type,
+            vocab_size: config.vocab_size,
+            max_tokens: config.max_tokens,
+            width: config.hidden,
+            epsilon: config.epsilon,
+            shape: Shape {
+                heads: config.heads,
+                key_value_heads: config.key_value_heads,
+                head_dim: config.head_dim,
+                epsilon: config.epsilon,
+                activation: config.activation,
+            },
+            rope: config.rope,
+            embedding,
+            blocks,
+            norm,
+            head,
+        })
+    }
+
+    /// What kind of network it is, in the words of `config.json`.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The embeddings of some tokens: what the first block takes.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When there are no tokens or too many, or one is beyond the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        self.check(tokens, 0)?;
+        let mut hidden = Vec::new();
+        self.embedding.look_up(tokens, self.width, &mut hidden)?;
+        Ok(Array2::from_shape_vec((tokens.len(), self.width), hidden).unwrap_or_default())
+    }
+
+    /// Runs one block on the hidden states of one sequence, from its first token on.
+    ///
+    /// # Shapes
+    /// `hidden` is `[tokens, hidden]`, as [`embed`](Self::embed) or the block before gave it.
+    ///
+    /// # Errors
+    /// When the hidden states have another width.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn run_block(
+        &self,
+        block: usize,
+        hidden: &mut Array2<f32>,
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<(), ModelError> {
+        if hidden.ncols() != self.width {
+            return Err(ModelError::Input { expected: self.width, actual: hidden.ncols() });
+        }
+        let angles = self.rope.angles(0..hidden.nrows());
+        let mut values = hidden.as_standard_layout().into_owned();
+        let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
+        if let Some(values) = values.as_slice_mut() {
+            let block = &self.blocks[block];
+            block.run(self.shape, values, &angles, &mut cache, &mut Buffers::default(), &mut tap)?;
+        }
+        *hidden = values;
+        Ok(())
+    }
+
+    /// Logits from the hidden states that the last block gave.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]` → `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the hidden states have another width.
+    pub fn head(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<Array2<f32>, ModelError> {
+        if hidden.ncols() != self.width {
+            return Err(ModelError::Input { expected: self.width, actual: hidden.ncols() });
+        }
+        let mut normed: Vec<f32> = hidden.as_standard_layout().iter().copied().collect();
+        rms_norm(&mut normed, &self.norm, self.epsilon);
+        observe(&mut tap, &[&self.head], &normed);
+        let mut logits = Vec::new();
+        self.head.forward(&normed, &mut logits)?;
+        Ok(Array2::from_shape_vec((hidden.nrows(), self.vocab_size), logits).unwrap_or_default())
+    }
+
+    /// Logits after every token, while a tap sees the input of every linear layer.
+    ///
+    /// # Shapes
+    /// `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// When there are no tokens or too many, or one is beyond the vocabulary.
+    pub fn forward(&self, tokens: &[u32], mut tap: Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+        let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
+        let hidden = self.hidden(tokens, 0, Memory::OfOneBlock(&mut cache), &mut tap)?;
+        self.head(hidden.view(), tap)
+    }
+
+    /// An empty cache for this decoder.
+    pub fn cache(&self) -> Cache {
+        let of_block = || KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
+        Cache { blocks: self.blocks.iter().map(|_| of_block()).collect(), len: 0 }
+    }
+
+    /// Goes on from the tokens in the cache with some more, which the cache keeps, and gives the logits after the last.
+    ///
+    /// # Shapes
+    /// The result has `vocab_size` values.
+    ///
+    /// # Errors
+    /// When there are no tokens, one is beyond the vocabulary, or there are too many together with those in the cache; the
+    /// cache then is as before.
+    pub fn extend(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.hidden(tokens, cache.len, Memory::OfAllBlocks(&mut cache.blocks), &mut None)?;
+        cache.len += tokens.len();
+        let last = hidden.slice(ndarray::s![hidden.nrows() - 1.., ..]);
+        Ok(self.head(last, None)?.into_raw_vec_and_offset().0)
+    }
+
+    /// What the last block gives for tokens that begin at position `first`.
+    fn hidden(
+        &self,
+        tokens: &[u32],
+        first: usize,
+        mut memory: Memory<'_>,
+        tap: &mut Option<&mut dyn Tap>,
+    ) -> Result<Array2<f32>, ModelError> {
+        self.check(tokens, first)?;
+        let mut hidden = Vec::new();
+        self.embedding.look_up(tokens, self.width, &mut hidden)?;
+        let angles = self.rope.angles(first..first + tokens.len());
+        let mut buffers = Buffers::default();
+        for (index, block) in self.blocks.iter().enumerate() {
+            block.run(self.shape, &mut hidden, &angles, memory.of(index), &mut buffers, tap)?;
+        }
+        Ok(Array2::from_shape_vec((tokens.len(), self.width), hidden).unwrap_or_default())
+    }
+
+    fn check(&self, tokens: &[u32], before: usize) -> Result<(), ModelError> {
+        let reason = match tokens.len() {
+            0 => "a sequence needs at least one token".to_owned(),
+            n if n > self.max_tokens - before.min(self.max_tokens) => {
+                format!("{} tokens are more than the {} that the model takes", before + n, self.max_tokens)
+            }
+            _ => return Ok(()),
+        };
+        Err(ModelError::Tokens { reason })
+    }
+}
+
+impl LanguageModel for Decoder {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    fn logits(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        self.forward(tokens, None)
+    }
+}
+
+impl Block {
+    fn open(
+        tensors: &Tensors<'_>,
+        config: &DecoderConfig,
+        block: usize,
+        window: Option<usize>,
+    ) -> Result<Self, ModelError> {
+        let DecoderConfig { hidden, intermediate, head_dim, .. } = *config;
+        let (queries, keys) = (config.heads * head_dim, config.key_value_heads * head_dim);
+        let at = |name: &str| format!("layers.{block}.{name}");
+        let norm = |name: &str, len| tensors.vector(&at(&format!("{name}.weight")), len);
+        let linear = |name: &str, shape, bias| tensors.linear(&at(name), shape, bias);
+        let (qkv_bias, mlp_bias) = (config.query_key_value_bias, config.feed_forward_bias);
+        let query_key_norm = if config.query_key_norm {
+            Some([norm("self_attn.q_norm", head_dim)?, norm("self_attn.k_norm", head_dim)?])
+        } else {
+            None
+        };
+        Ok(Self {
+            input_norm: norm("input_layernorm", hidden)?,
+            query: linear("self_attn.q_proj", [queries, hidden], qkv_bias)?,
+            key: linear("self_attn.k_proj", [keys, hidden], qkv_bias)?,
+            value: linear("self_attn.v_proj", [keys, hidden], qkv_bias)?,
+            output: linear("self_attn.o_proj", [hidden, queries], config.output_bias)?,
+            query_key_norm,
+            window,
+            feed_forward_norm: norm("post_attention_layernorm", hidden)?,
+            gate: linear("mlp.gate_proj", [intermediate, hidden], mlp_bias)?,
+            up: linear("mlp.up_proj", [intermediate, hidden], mlp_bias)?,
+            down: linear("mlp.down_proj", [hidden, intermediate], mlp_bias)?,
+        })
+    }
+
+    /// Adds to the hidden states what attention and the feed-forward layer make of them. The tokens follow those in the cache,
+    /// which keeps them.
+    fn run(
+        &self,
+        shape: Shape,
+        hidden: &mut [f32],
+        angles: &Angles,
+        cache: &mut KeyValues,
+        buffers: &mut Buffers,
+        tap: &mut Option<&mut dyn Tap>,
+    ) -> Result<(), ModelError> {
+        let Buffers { normed, query, key, value, attended, gate, up, output } = buffers;
+        let normalize = |hidden: &[f32], weight: &[f32], normed: &mut Vec<f32>| {
+            normed.clear();
+            normed.extend_from_slice(hidden);
+            rms_norm(normed, weight, shape.epsilon);
+        };
+        normalize(hidden, &self.input_norm, normed);
+        observe(tap, &[&self.query, &self.key, &self.value], normed);
+        self.query.forward(normed, query)?;
+        self.key.forward(normed, key)?;
+        self.value.forward(normed, value)?;
+        if let Some([of_query, of_key]) = &self.query_key_norm {
+            rms_norm(query, of_query, shape.epsilon);
+            rms_norm(key, of_key, shape.epsilon);
+        }
+        angles.rotate(query, shape.heads * shape.head_dim);
+        angles.rotate(key, shape.key_value_heads * shape.head_dim);
+        let first = cache.len();
+        cache.append(key, value);
+        let visible = match self.window {
+            Some(window) => Visible::Window { first, window },
+            None => Visible::Causal { first },
+        };
+        let scale = 1.0 / (shape.head_dim as f32).sqrt();
+        attended.resize(query.len(), 0.0);
+        attend(query, cache, shape.heads / shape.key_value_heads, scale, visible, attended);
+        observe(tap, &[&self.output], attended);
+        self.output.forward(attended, output)?;
+        activate::add(hidden, output);
+
+        normalize(hidden, &self.feed_forward_norm, normed);
+        observe(tap, &[&self.gate, &self.up], normed);
+        self.gate.forward(normed, gate)?;
+        self.up.forward(normed, up)?;
+        activate::activate_gate(shape.activation, gate, up);
+        observe(tap, &[&self.down], gate);
+        self.down.forward(gate, output)?;
+        activate::add(hidden, output);
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use super::embedding::Embedding;
+use super::keys::Keys;
+use super::pooling::Pooling;
+use super::tensors::Tensors;
+use crate::checkpoint::Checkpoint;
+use crate::kernels::activate::{self, Activation};
+use crate::kernels::attention::{KeyValues, Visible, attend};
+use crate::kernels::normalize::layer_norm;
+use crate::model::linear::{Linear, observe};
+use crate::model::network::{Execution, SentenceEncoder};
+use crate::model::{ModelError, Tap};
+
+/// An encoder like BERT: learned positions, layer normalization after each part, attention to all tokens; with the pooling that
+/// sentence-transformers describes beside the model.
+///
+/// Runs checkpoints of the `model_type` `bert`. Plain weights are used where their file is mapped, compressed ones in their own
+/// arithmetic. Sentences of a batch stand one after the other, without padding.
+///
+/// ```no_run
+/// use tersor::{Checkpoint, Encoder, Execution, SentenceEncoder};
+///
+/// let model = Encoder::open(&Checkpoint::open("all-MiniLM-L6-v2")?, Execution::default())?;
+/// let embeddings = model.embed(&[&[101, 7592, 102], &[101, 2088, 999, 102]])?;
+/// assert_eq!(embeddings.dim(), (2, 384));
+/// # Ok::<(), tersor::ModelError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    vocab_size: usize,
+    max_tokens: usize,
+    width: usize,
+    heads: usize,
+    activation: Activation,
+    words: Embedding,
+    positions: Embedding,
+    /// The vector of the first segment, in which all tokens are.
+    segment: Vec<f32>,
+    norm: Norm,
+    blocks: Vec<Block>,
+    pooling: Pooling,
+}
+
+#[derive(Debug, Clone)]
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    epsilon: f32,
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    attention_norm: Norm,
+    up: Linear,
+    down: Linear,
+    feed_forward_norm: Norm,
+}
+
+/// Room for what lies between the layers of a block, used again by the next.
+#[derive(Debug, Default)]
+struct Buffers {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    inner: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Encoder {
+    /// Builds the encoder that a checkpoint holds, with every weight in the form in which it is stored.
+    ///
+    /// # Errors
+    /// When `config.json` lacks a key or asks for what is not supported, or a tensor is missing or misshapen.
+    pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        let keys = Keys::of(checkpoint)?;
+        let (hidden, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
+        if !hidden.is_multiple_of(heads) {
+            return Err(keys.error(format!("`hidden_size` {hidden} is no multiple of {heads} heads")));
+        }
+        let positions = keys.string_or("position_embedding_type", "absolute")?;
+        if positions != "absolute" {
+            let reason = format!("`position_embedding_type` is `{positions}`; tersor runs absolute ones");
+            return Err(keys.error(reason));
+        }
+        for flag in ["is_decoder", "add_cross_attention"] {
+            if keys.flag_or(flag, false)? {
+                return Err(keys.error(format!("`{flag}` is true; tersor runs bert as an encoder")));
+            }
+        }
+        let (vocab_size, intermediate) = (keys.count("vocab_size")?, keys.count("intermediate_size")?);
+        let max_positions = keys.count("max_position_embeddings")?;
+        let segments = keys.count("type_vocab_size")?;
+        let epsilon = keys.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32;
+        let activation = keys.activation("gelu")?;
+
+        let prefix = Tensors::prefix(checkpoint, &["", "bert."], "embeddings.word_embeddings.weight");
+        let tensors = Tensors { checkpoint, execution, prefix };
+        let norm = |name: &str| -> Result<Norm, ModelError> {
+            let vector = |part: &str| tensors.vector(&format!("{name}.{part}"), hidden);
+            Ok(Norm { weight: vector("weight")?, bias: vector("bias")?, epsilon })
+        };
+        let words = tensors.embedding("embeddings.word_embeddings", [vocab_size, hidden])?;
+        let positions = tensors.embedding("embeddings.position_embeddings", [max_positions, hidden])?;
+        let mut segment = Vec::new();
+        let segment_table = tensors.embedding("embeddings.token_type_embeddings", [segments, hidden])?;
+        segment_table.look_up(&[0], hidden, &mut segment)?;
+        let mut blocks = Vec::new();
+        for block in 0..keys.count("num_hidden_layers")? {
+            let at = |name: &str| format!("encoder.layer.{block}.{name}");
+            let linear = |name: &str, shape| tensors.linear(&at(name), shape, true);
+            blocks.push(Block {
+                query: linear("attention.self.query", [hidden, hidden])?,
+                key: linear("attention.self.key", [hidden, hidden])?,
+                value: linear("attention.self.value", [hidden, hidden])?,
+                output: linear("attention.output.dense", [hidden, hidden])?,
+                attention_norm: norm(&at("attention.output.LayerNorm"))?,
+                up: linear("intermediate.dense", [intermediate, hidden])?,
+                down: linear("output.dense", [hidden, intermediate])?,
+                feed_forward_norm: norm(&at("output.LayerNorm"))?,
+            });
+        }
+        let pooling = Pooling::of(checkpoint)?;
+        Ok(Self {
+            vocab_size,
+            max_tokens: pooling.max_tokens.unwrap_or(max_positions).min(max_positions),
+            width: hidden,
+            heads,
+            activation,
+            words,
+            positions,
+            segment,
+            norm: norm("embeddings.LayerNorm")?,
+            blocks,
+            pooling,
+        })
+    }
+
+    /// Number of different tokens.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What the first block takes of some sentences, one after the other.
+    ///
+    /// # Shapes
+    /// `[tokens of all sentences, hidden]`.
+    ///
+    /// # Errors
+    /// When a sentence has no tokens or too many, or a token is beyond the vocabulary.
+    pub fn embed_tokens(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError> {
+        let mut hidden = Vec::new();
+        let (mut words, mut positions) = (Vec::new(), Vec::new());
+        for (number, sentence) in sentences.iter().enumerate() {
+            let reason = match sentence.len() {
+                0 => "has no tokens".to_owned(),
+                n if n > self.max_tokens => {
+                    format!("has {n} tokens, more than the {} that the model takes", self.max_tokens)
+                }
+                _ => {
+                    self.words.look_up(sentence, self.width, &mut words)?;
+                    let all: Vec<u32> = (0..sentence.len() as u32).collect();
+                    self.positions.look_up(&all, self.width, &mut positions)?;
+                    let tokens = words.chunks_exact(self.width).zip(positions.chunks_exact(self.width));
+                    for (word, position) in tokens {
+                        let sums = word.iter().zip(position).zip(&self.segment);
+                        hidden.extend(sums.map(|((word, position), segment)| word + segment + position));
+                    }
+                    continue;
+                }
+            };
+            return Err(ModelError::Tokens { reason: format!("sentence {} {reason}", number + 1) });
+        }
+        self.norm.apply(&mut hidden);
+        Ok(Array2::from_shape_vec((hidden.len() / self.width, self.width), hidden).unwrap_or_default())
+    }
+
+    /// Runs one block on the hidden states of some sentences, one after the other.
+    ///
+    /// # Shapes
+    /// `hidden` is `[tokens of all sentences, hidden]`; `lengths` are the sentences' numbers of tokens.
+    ///
+    /// # Errors
+    /// When the hidden states have another width or number of tokens.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn run_block(
+        &self,
+        block: usize,
+        hidden: &mut Array2<f32>,
+        lengths: &[usize],
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<(), ModelError> {
+        let tokens = lengths.iter().sum::<usize>();
+        if hidden.ncols() != self.width {
+            return Err(ModelError::Input { expected: self.width, actual: hidden.ncols() });
+        }
+        if hidden.nrows() != tokens {
+            let reason = format!("{} hidden states for {tokens} tokens", hidden.nrows());
+            return Err(ModelError::Tokens { reason });
+        }
+        let mut values = hidden.as_standard_layout().into_owned();
+        if let Some(values) = values.as_slice_mut() {
+            self.blocks[block].run(self, values, lengths, &mut Buffers::default(), &mut tap)?;
+        }
+        *hidden = values;
+        Ok(())
+    }
+
+    /// What the last block gives for some sentences, one after the other, while a tap sees the input of every linear layer.
+    ///
+    /// # Shapes
+    /// `[tokens of all sentences, hidden]`.
+    ///
+    /// # Errors
+    /// When a sentence has no tokens or too many, or a token is beyond the vocabulary.
+    pub fn forward(
+        &self,
+        sentences: &[&[u32]],
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<Array2<f32>, ModelError> {
+        let mut hidden = self.embed_tokens(sentences)?;
+        let lengths: Vec<usize> = sentences.iter().map(|s| s.len()).collect();
+        let mut buffers = Buffers::default();
+        if let Some(hidden) = hidden.as_slice_mut() {
+            for block in &self.blocks {
+                block.run(self, hidden, &lengths, &mut buffers, &mut tap)?;
+            }
+        }
+        Ok(hidden)
+    }
+}
+
+impl SentenceEncoder for Encoder {
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    fn embed(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError> {
+        let hidden = self.forward(sentences, None)?;
+        let mut embeddings = Array2::zeros((sentences.len(), self.width));
+        let mut hidden = hidden.as_slice().unwrap_or_default();
+        for (sentence, mut embedding) in sentences.iter().zip(embeddings.rows_mut()) {
+            let tokens;
+            (tokens, hidden) = hidden.split_at(sentence.len() * self.width);
+            if let Some(embedding) = embedding.as_slice_mut() {
+                self.pooling.pool(tokens, embedding);
+            }
+        }
+        Ok(embeddings)
+    }
+}
+
+impl Norm {
+    fn apply(&self, values: &mut [f32]) {
+        layer_norm(values, &self.weight, &self.bias, self.epsilon);
+    }
+}
+
+impl Block {
+    fn run(
+        &self,
+        model: &Encoder,
+        hidden: &mut [f32],
+        lengths: &[usize],
+        buffers: &mut Buffers,
+        tap: &mut Option<&mut dyn Tap>,
+    ) -> Result<(), ModelError> {
+        let Buffers { query, key, value, attended, inner, output } = buffers;
+        observe(tap, &[&self.query, &self.key, &self.value], hidden);
+        self.query.forward(hidden, query)?;
+        self.key.forward(hidden, key)?;
+        self.value.forward(hidden, value)?;
+        attended.resize(query.len(), 0.0);
+        attend_within(model, lengths, query, key, value, attended);
+        observe(tap, &[&self.output], attended);
+        self.output.forward(attended, output)?;
+        activate::add(hidden, output);
+        self.attention_norm.apply(hidden);
+
+        observe(tap, &[&self.up], hidden);
+        self.up.forward(hidden, inner)?;
+        activate::activate(model.activation, inner);
+        observe(tap, &[&self.down], inner);
+        self.down.forward(inner, output)?;
+        activate::add(hidden, output);
+        self.feed_forward_norm.apply(hidden);
+        Ok(())
+    }
+}
+
+/// Attention of each sentence to itself.
+fn attend_within(
+    model: &Encoder,
+    lengths: &[usize],
+    query: &[f32],
+    key: &[f32],
+    value: &[f32],
+    attended: &mut [f32],
+) {
+    let head_dim = model.width / model.heads;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let mut sentences = Vec::with_capacity(lengths.len());
+    let mut start = 0;
+    let mut rest = attended;
+    for tokens in lengths {
+        let out;
+        (out, rest) = rest.split_at_mut(tokens * model.width);
+        sentences.push((start..start + out.len(), out));
+        start += tokens * model.width;
+    }
+    let new = || KeyValues::new(model.heads, head_dim);
+    sentences.into_par_iter().for_each_init(new, |memory, (span, out)| {
+        memory.clear();
+        memory.append(&key[span.clone()], &value[span.clone()]);
+        attend(&query[span], memory, 1, scale, Visible::All, out);
+    });
+}

@@ -1,0 +1,18 @@
+//! Transformers: encoders like BERT and decoders like LLaMA, from Hugging Face's names and `config.json`.
+
+mod cache;
+mod decoder;
+mod decoder_config;
+mod embedding;
+mod encoder;
+mod generate;
+mod keys;
+mod pooling;
+mod rope;
+mod tensors;
+
+pub use cache::Cache;
+pub use decoder::Decoder;
+pub(in crate::model) use decoder_config::DECODERS;
+pub use encoder::Encoder;
+pub use generate::{GenerateOptions, Sampling};
