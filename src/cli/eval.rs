@@ -23,6 +23,7 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
             Activations::Float => "float",
             Activations::Int8(_) => "int8",
         },
+        "data": args.task.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "threads": rayon::current_num_threads(),
         "scores": scores,
     });

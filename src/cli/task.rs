@@ -175,8 +175,10 @@ impl TaskArgs {
     ) -> Result<Box<dyn Task<Network> + 'a>, Failure> {
         Ok(match task {
             TaskName::Classify => {
-                let images =
-                    ImageSet::open(given(&self.images, "--images")?, given(&self.labels, "--labels")?)?;
+                let images = ImageSet::open(
+                    given(self.images.as_ref(), "--images")?,
+                    given(self.labels.as_ref(), "--labels")?,
+                )?;
                 Box::new(Classification { images })
             }
             TaskName::Perplexity => {
@@ -199,7 +201,7 @@ impl TaskArgs {
 
     /// The text's tokens and how they are cut.
     fn text(&self, checkpoint: &Checkpoint) -> Result<(Vec<u32>, Windows), Failure> {
-        let text = evaluate::read_text(given(&self.data, "--data")?)?;
+        let text = evaluate::read_text(given(self.data.as_ref(), "--data")?)?;
         let tokenizer = Tokenizer::of(checkpoint)?;
         let mut tokens = tokenizer.encode(&text, false)?;
         tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
@@ -216,7 +218,7 @@ impl TaskArgs {
 
     /// The pairs' tokens.
     fn pairs(&self, checkpoint: &Checkpoint) -> Result<Similarity, Failure> {
-        let pairs = evaluate::read_sts(given(&self.data, "--data")?)?;
+        let pairs = evaluate::read_sts(given(self.data.as_ref(), "--data")?)?;
         let tokenizer = Tokenizer::of(checkpoint)?;
         let tokens = |text: &String| match self.max_tokens {
             Some(limit) => tokenizer.encode_truncated(text, limit),
@@ -230,8 +232,8 @@ impl TaskArgs {
 }
 
 /// What [`TaskArgs::check`] has found to be there.
-fn given<'a>(path: &'a Option<PathBuf>, option: &str) -> Result<&'a PathBuf, Failure> {
-    path.as_ref().ok_or_else(|| format!("{option} is needed").into())
+fn given<'a>(path: Option<&'a PathBuf>, option: &str) -> Result<&'a PathBuf, Failure> {
+    path.ok_or_else(|| format!("{option} is needed").into())
 }
 
 fn name(task: TaskName) -> String {

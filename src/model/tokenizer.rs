@@ -223,3 +223,7 @@ fn catch<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;
