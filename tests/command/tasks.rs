@@ -35,7 +35,7 @@ fn tokenizer(vocab_size: u32) -> Value {
 
 /// A text of these tokens.
 fn words(ids: impl IntoIterator<Item = u32>) -> String {
-    ids.into_iter().map(|id| format!("{id} ")).collect()
+    ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// The value of a metric.
