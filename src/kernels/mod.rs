@@ -21,6 +21,7 @@ pub mod quantize;
 pub mod reduce;
 pub(crate) mod rotary;
 pub mod select;
+pub(crate) mod spare;
 pub(crate) mod view;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.
@@ -31,3 +32,13 @@ pub(crate) const CHUNK: usize = 1 << 14;
 
 /// Bytes of output from which stores go past the caches: more than what a core finds there again.
 pub(crate) const STREAM_MIN: usize = 1 << 23;
+
+/// Runs something that starts many small operations in the pool of the calling thread, whose threads then need not be woken for
+/// each of them.
+pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_num_threads() == 1 || rayon::current_thread_index().is_some() {
+        work()
+    } else {
+        rayon::scope(|_| work())
+    }
+}

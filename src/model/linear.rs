@@ -5,7 +5,7 @@ use crate::checkpoint::MappedTensor;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::Epilogue;
 use crate::kernels::matmul::rows::{RowMatrix, rows_product};
-use crate::weight::PackedWeight;
+use crate::weight::{PackedWeight, Together, matmul_together};
 
 /// A matrix of plain floats, used where its file is mapped.
 #[derive(Debug, Clone)]
@@ -81,6 +81,27 @@ impl Linear {
     pub(super) fn forward(&self, x: &[f32], y: &mut Vec<f32>) -> Result<(), ModelError> {
         self.matrix.product(x, self.bias.as_deref(), y)
     }
+}
+
+/// Several layers with the same input, computed side by side.
+pub(super) fn forward_all<const N: usize>(
+    layers: [&Linear; N],
+    x: &[f32],
+    outputs: [&mut Vec<f32>; N],
+) -> Result<(), ModelError> {
+    let mut together = Vec::with_capacity(N);
+    let mut batch = 0;
+    for (layer, y) in layers.into_iter().zip(outputs) {
+        let Matrix::Packed(weight) = &layer.matrix else {
+            layer.forward(x, y)?;
+            continue;
+        };
+        batch = x.len().checked_div(weight.cols()).unwrap_or(0);
+        y.resize(batch * weight.rows(), 0.0);
+        let epilogue = Epilogue { bias: layer.bias.as_deref(), relu: false };
+        together.push(Together { weight, epilogue, y });
+    }
+    Ok(matmul_together(together, x, batch)?)
 }
 
 /// Shows the input of some layers to a tap, if there is one.

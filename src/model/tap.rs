@@ -1,7 +1,7 @@
 use ndarray::ArrayView2;
 
 /// Sees what goes into linear layers while a network runs.
-pub trait Tap {
+pub trait Tap: Send {
     /// Called before some layers multiply; all of them take the same input.
     ///
     /// `layers` are their names as the checkpoint has them, without `.weight`.
@@ -12,7 +12,7 @@ pub trait Tap {
 }
 
 /// A closure of the names and the input observes.
-impl<F: FnMut(&[&str], ArrayView2<'_, f32>)> Tap for F {
+impl<F: FnMut(&[&str], ArrayView2<'_, f32>) + Send> Tap for F {
     fn observe(&mut self, layers: &[&str], input: ArrayView2<'_, f32>) {
         self(layers, input);
     }

@@ -22,6 +22,7 @@ pub use error::WeightError;
 pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
 pub use mask::Mask;
 pub use prepacked::{Activations, PackedWeight};
+pub(crate) use prepacked::{Together, matmul_together};
 pub use values::Scales;
 
 pub(crate) use form::{column_size, matrix_shape};

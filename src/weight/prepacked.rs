@@ -9,7 +9,7 @@ use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
 use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
 use crate::kernels::matmul::sparse::slices::Slices;
-use crate::kernels::matmul::{self, ActivationCodes, Epilogue, sparse as sparse_kernels};
+use crate::kernels::matmul::{self, ActivationCodes, Epilogue, Product, sparse as sparse_kernels};
 
 const TWO_OF_FOUR: NofM = NofM::new(2, 4).expect("2 ≤ 4");
 
@@ -151,20 +151,15 @@ impl PackedWeight {
     /// # Errors
     /// When the lengths do not fit.
     pub fn matmul_into(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), WeightError> {
-        let (rows, cols) = (self.rows(), self.cols());
-        let batch = y.len().checked_div(rows).unwrap_or(0);
-        WeightError::check_len("outputs", batch * rows, y.len())?;
-        if rows > 0 {
-            WeightError::check_len("activations", batch * cols, x.len())?;
-        }
-        if let Some(bias) = epilogue.bias {
-            WeightError::check_len("biases", rows, bias.len())?;
-        }
+        let batch = y.len().checked_div(self.rows()).unwrap_or(0);
+        self.check(x, batch, epilogue, y)?;
         let isa = Isa::current();
         match &self.arranged {
-            Arranged::DenseFloat(panels) => matmul::float_product(isa, panels, x, batch, epilogue, y),
+            Arranged::DenseFloat(panels) => {
+                matmul::float_products(isa, vec![Product { panels, epilogue, y }], x, batch);
+            }
             Arranged::DenseInt8(panels, codes) => {
-                matmul::int_product(isa, panels, x, batch, *codes, epilogue, y);
+                matmul::int_products(isa, vec![Product { panels, epilogue, y }], x, batch, *codes);
             }
             Arranged::SparseFloat(rows) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
             Arranged::SparseInt8(slices, codes) => {
@@ -173,6 +168,61 @@ impl PackedWeight {
         }
         Ok(())
     }
+}
+
+impl PackedWeight {
+    fn check(&self, x: &[f32], batch: usize, epilogue: Epilogue<'_>, y: &[f32]) -> Result<(), WeightError> {
+        let (rows, cols) = (self.rows(), self.cols());
+        WeightError::check_len("outputs", batch * rows, y.len())?;
+        if rows > 0 {
+            WeightError::check_len("activations", batch * cols, x.len())?;
+        }
+        match epilogue.bias {
+            Some(bias) => WeightError::check_len("biases", rows, bias.len()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Several products with the same activations, computed side by side.
+pub(crate) struct Together<'a> {
+    pub(crate) weight: &'a PackedWeight,
+    pub(crate) epilogue: Epilogue<'a>,
+    /// `[batch, rows]`
+    pub(crate) y: &'a mut [f32],
+}
+
+/// As [`PackedWeight::matmul_into`] for each weight. Activations are arranged once for all weights that take them alike.
+pub(crate) fn matmul_together(
+    products: Vec<Together<'_>>,
+    x: &[f32],
+    batch: usize,
+) -> Result<(), WeightError> {
+    let (mut floats, mut integers) = (Vec::new(), Vec::<(ActivationCodes, Vec<Product<'_>>)>::new());
+    for Together { weight, epilogue, y } in products {
+        match &weight.arranged {
+            Arranged::DenseFloat(panels) => {
+                weight.check(x, batch, epilogue, y)?;
+                floats.push(Product { panels, epilogue, y });
+            }
+            Arranged::DenseInt8(panels, codes) => {
+                weight.check(x, batch, epilogue, y)?;
+                let product = Product { panels, epilogue, y };
+                match integers.iter_mut().find(|(how, _)| how == codes) {
+                    Some((_, products)) => products.push(product),
+                    None => integers.push((*codes, vec![product])),
+                }
+            }
+            Arranged::SparseFloat(_) | Arranged::SparseInt8(..) => weight.matmul_into(x, epilogue, y)?,
+        }
+    }
+    if !floats.is_empty() {
+        matmul::float_products(Isa::current(), floats, x, batch);
+    }
+    for (how, products) in integers {
+        matmul::int_products(Isa::current(), products, x, batch, how);
+    }
+    Ok(())
 }
 
 /// A static scale is positive, and so is its inverse.

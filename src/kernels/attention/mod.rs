@@ -7,15 +7,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::level::Isa;
-use super::matmul::activations::{Tile, tiles};
+use super::level::{Isa, multiversion};
+use super::matmul::activations::{TILE, Tile, tiles};
 use super::matmul::output::Output;
 use super::matmul::panels::{Aligned, BLOCK, PANEL, Storage};
-use super::matmul::tile::{Finish, FloatTile, Zeros};
+use super::matmul::schedule::parallel_min_work;
+use super::matmul::tile::{Finish, FloatTile, Last, Zeros};
 use super::normalize::softmax_in;
-
-/// Multiply-adds below which attention stays on the calling thread.
-const PARALLEL_MIN_WORK: usize = 1 << 20;
 
 /// Keys and values of the tokens so far.
 #[derive(Debug, Clone)]
@@ -25,6 +23,8 @@ pub(crate) struct KeyValues {
     /// Positions there is room for; a multiple of [`PANEL`].
     capacity: usize,
     len: usize,
+    /// Positions that have been written since the memory was new.
+    written: usize,
     /// `[head][panel of positions][head_dim, whole blocks][32 positions]`
     keys: Aligned,
     /// `[head][panel of dimensions][capacity][32 dimensions]`
@@ -55,7 +55,7 @@ impl Visible {
 impl KeyValues {
     pub(crate) fn new(heads: usize, head_dim: usize) -> Self {
         let none = || Aligned::zeroed(0);
-        Self { heads, head_dim, capacity: 0, len: 0, keys: none(), values: none() }
+        Self { heads, head_dim, capacity: 0, len: 0, written: 0, keys: none(), values: none() }
     }
 
     /// Number of tokens.
@@ -66,8 +66,6 @@ impl KeyValues {
     /// Forgets all tokens, but keeps the room.
     pub(crate) fn clear(&mut self) {
         self.len = 0;
-        // what was NaN would stay so, times zero
-        self.values.words_mut::<f32>().fill(0.0);
     }
 
     /// Values of a key panel.
@@ -105,6 +103,14 @@ impl KeyValues {
             }
         }
         self.len += tokens;
+        // the rest of the last panel meets weights of zero, which what was NaN once would not become
+        let stale = self.len..self.len.next_multiple_of(PANEL).min(self.written);
+        if !stale.is_empty() {
+            for panel in to_values.chunks_exact_mut(self.capacity * PANEL) {
+                panel[stale.start * PANEL..stale.end * PANEL].fill(0.0);
+            }
+        }
+        self.written = self.written.max(self.len);
     }
 
     /// Makes room for `len` positions.
@@ -156,9 +162,12 @@ impl KeyValues {
         scratch.scores.resize(rows * stride, 0.0);
         let key_panel = self.key_panel();
         let keys = self.keys.bytes();
+        let mut sums = [0.0; TILE_SUMS];
+        let scores = Output::new(&mut scratch.scores[..rows * stride], rows, stride);
         for (number, panel) in (from / PANEL..until / PANEL).enumerate() {
             let at = (head * (self.capacity / PANEL) + panel) * key_panel * 4;
-            let mut sums = [0.0; TILE_SUMS];
+            // SAFETY: every panel has columns of its own, and nothing else looks at the scores meanwhile.
+            let y = unsafe { scores.columns(0..rows, number * PANEL..(number + 1) * PANEL) };
             FloatTile {
                 storage: Storage::F32,
                 codes: &keys[at..at + key_panel * 4],
@@ -167,31 +176,30 @@ impl KeyValues {
                 activations: &scratch.queries,
                 rows,
                 zeros: Zeros::All(0),
-                finish: Finish { scales: &[], add: false, total: &mut sums, last: None },
+                finish: Finish {
+                    scales: &[],
+                    add: false,
+                    total: &mut sums,
+                    last: Some(Last { row_scales: &[], bias: &[], relu: false, y }),
+                },
             }
             .run(isa);
-            for (row, sums) in sums.chunks_exact(PANEL).enumerate().take(rows) {
-                scratch.scores[row * stride + number * PANEL..][..PANEL].copy_from_slice(sums);
-            }
         }
 
-        scratch.weights.resize(rows * stride, 0.0);
         for (row, scores) in scratch.scores.chunks_exact_mut(stride).enumerate().take(rows) {
             let sees = sees(row);
             let sees = sees.start - from..sees.end - from;
             softmax_in(isa, &mut scores[sees.clone()]);
             scores[..sees.start].fill(0.0);
             scores[sees.end..].fill(0.0);
-            for (to, x) in scratch.weights[row..].iter_mut().step_by(rows).zip(&*scores) {
-                *to = *x;
-            }
         }
+        scratch.weights.resize(rows * stride, 0.0);
+        transpose(isa, &scratch.scores[..rows * stride], stride, &mut scratch.weights[..rows * stride]);
 
         let value_panels = dim.div_ceil(PANEL);
         let values = self.values.bytes();
         for panel in 0..value_panels {
             let at = ((head * value_panels + panel) * self.capacity + from) * PANEL * 4;
-            let mut sums = [0.0; TILE_SUMS];
             FloatTile {
                 storage: Storage::F32,
                 codes: &values[at..at + stride * PANEL * 4],
@@ -215,8 +223,45 @@ impl KeyValues {
     }
 }
 
+multiversion! {
+    /// From `[row][position]` to `[position][row]`.
+    fn transpose(rows: &[f32], stride: usize, columns: &mut [f32]) = transpose_body
+}
+
+#[inline(always)]
+fn transpose_body(rows: &[f32], stride: usize, columns: &mut [f32]) {
+    match rows.len() / stride {
+        // a number that the compiler knows
+        TILE => transpose_rows::<TILE>(rows, stride, columns),
+        1 => columns.copy_from_slice(rows),
+        count => {
+            for (position, column) in columns.chunks_exact_mut(count).enumerate() {
+                for (to, x) in column.iter_mut().zip(rows[position..].iter().step_by(stride)) {
+                    *to = *x;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn transpose_rows<const ROWS: usize>(rows: &[f32], stride: usize, columns: &mut [f32]) {
+    const AT_ONCE: usize = 16;
+    for first in (0..stride).step_by(AT_ONCE) {
+        let mut block = [[0.0f32; AT_ONCE]; ROWS];
+        for (row, block) in block.iter_mut().enumerate() {
+            block.copy_from_slice(&rows[row * stride + first..][..AT_ONCE]);
+        }
+        for (position, column) in columns[first * ROWS..].chunks_exact_mut(ROWS).take(AT_ONCE).enumerate() {
+            for (to, block) in column.iter_mut().zip(&block) {
+                *to = block[position];
+            }
+        }
+    }
+}
+
 /// Sums of the largest tile.
-const TILE_SUMS: usize = 12 * PANEL;
+const TILE_SUMS: usize = TILE * PANEL;
 
 struct Task<'a> {
     q: &'a [f32],
@@ -262,7 +307,7 @@ pub(crate) fn attend(q: &[f32], kv: &KeyValues, group: usize, scale: f32, visibl
         kv.tile(isa, &task, i / tiles.len(), tiles[i % tiles.len()], scratch);
     };
     let count = kv.heads * tiles.len();
-    if queries * width * kv.len < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+    if queries * width * kv.len < parallel_min_work() || rayon::current_num_threads() == 1 {
         let mut scratch = Scratch::default();
         (0..count).for_each(|i| work(&mut scratch, i));
     } else {

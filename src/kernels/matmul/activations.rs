@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::panels::{Aligned, BLOCK, Columns};
+use super::panels::{BLOCK, Columns};
 use crate::kernels::PARALLEL_MIN;
 use crate::kernels::level::{Isa, multiversion};
+use crate::kernels::spare::Spare;
 
 /// Most rows in a tile: with two registers of outputs each, their sums fill 24 of the 32 AVX-512 registers.
-pub(super) const TILE: usize = 12;
+pub(in crate::kernels) const TILE: usize = 12;
 
 /// Rows of activations that a kernel works on together.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +61,7 @@ pub(super) struct IntTiles {
     blocks: usize,
     groups: usize,
     /// `[tile][block][row][8 columns]` signed codes.
-    codes: Aligned,
+    codes: Spare,
     /// `−zero · Σ (code − zero_point)`, `[tile][group][row]`.
     starts: Vec<i32>,
     /// One per row.
@@ -85,7 +86,10 @@ impl IntTiles {
         how: ActivationCodes,
     ) -> Self {
         let (cols, blocks, groups) = (columns.cols(), columns.blocks(), columns.groups());
-        let mut codes = Aligned::zeroed(batch * blocks * BLOCK);
+        let mut codes = Spare::of::<i8>(batch * blocks * BLOCK);
+        if columns.has_padding() {
+            codes.bytes_mut().fill(0);
+        }
         let mut starts = vec![0i32; batch * groups];
         let mut scales = vec![0f32; batch];
         let mut zero_points = vec![0i32; batch];
@@ -245,7 +249,7 @@ fn place_row(codes: &[i8], row: usize, rows: usize, words: &mut [i64]) {
 pub(super) struct FloatTiles {
     blocks: usize,
     /// `[tile][block][8 columns][row]`.
-    values: Aligned,
+    values: Spare,
 }
 
 impl FloatTiles {
@@ -253,7 +257,10 @@ impl FloatTiles {
     /// `x` is `[batch, columns.cols()]`.
     pub(super) fn new(x: &[f32], batch: usize, columns: Columns) -> Self {
         let (cols, blocks) = (columns.cols(), columns.blocks());
-        let mut values = Aligned::zeroed(batch * blocks * BLOCK * 4);
+        let mut values = Spare::of::<f32>(batch * blocks * BLOCK);
+        if columns.has_padding() {
+            values.words_mut::<f32>().fill(0.0);
+        }
         let mut parts = Vec::with_capacity(batch.div_ceil(TILE));
         let mut rest = values.words_mut::<f32>();
         for tile in tiles(batch) {

@@ -1,7 +1,7 @@
 //! Products `y = x · Wᵀ`: of plain matrices, and of activations with weights that were prepacked once.
 //!
 //! Weights lie in panels of 32 outputs ([`panels`]), activations in tiles of up to 12 rows ([`activations`]), and a
-//! product ([`product`]) runs every tile ([`tile`]) over every panel. Sparse weights have arrangements of their own
+//! product ([`product`]) runs every tile ([`tile`]) over every panel, in the order of a [`schedule`]. Sparse weights have arrangements of their own
 //! ([`sparse`]).
 
 pub(in crate::kernels) mod activations;
@@ -16,10 +16,11 @@ pub(crate) mod panels;
 mod portable;
 mod product;
 pub(crate) mod rows;
+pub(in crate::kernels) mod schedule;
 pub(crate) mod sparse;
 pub(in crate::kernels) mod tile;
 
 pub use activations::ActivationCodes;
 pub(crate) use dense::matmul_transposed;
 pub use product::Epilogue;
-pub(crate) use product::{float_product, int_product};
+pub(crate) use product::{Product, float_products, int_products};

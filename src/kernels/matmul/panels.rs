@@ -114,6 +114,11 @@ impl Columns {
         self.groups().checked_sub(1).map_or(0, |last| self.get(last).block + self.get(last).blocks)
     }
 
+    /// Whether some group does not fill its last block.
+    pub(crate) fn has_padding(self) -> bool {
+        self.iter().any(|group| !group.len.is_multiple_of(BLOCK))
+    }
+
     pub(crate) fn get(self, index: usize) -> Group {
         let column = index * self.group;
         let len = self.group.min(self.cols - column);
@@ -272,11 +277,15 @@ impl Aligned {
         Self { lines, len }
     }
 
-    /// At least `len` bytes, of any content.
-    pub(crate) fn reserve(&mut self, len: usize) {
-        if self.len < len {
-            *self = Self::zeroed(len);
-        }
+    /// Another length; bytes that are new are zero, the others are as they were.
+    pub(crate) fn resize(&mut self, len: usize) {
+        self.lines.resize(len.div_ceil(64), Line([0; 64]));
+        self.len = len;
+    }
+
+    /// Bytes up to which it can grow where it is.
+    pub(crate) fn capacity(&self) -> usize {
+        self.lines.capacity() * 64
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -309,6 +318,10 @@ impl Aligned {
 pub(crate) unsafe trait Word: Copy {}
 // SAFETY: a number for every bit pattern.
 unsafe impl Word for f32 {}
+// SAFETY: as above.
+unsafe impl Word for i8 {}
+// SAFETY: as above.
+unsafe impl Word for u8 {}
 // SAFETY: as above.
 unsafe impl Word for i32 {}
 // SAFETY: as above.

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::activations::FloatTiles;
 use super::output::Output;
-use super::panels::{BLOCK, Columns, PANEL, Storage};
-use super::product::{Epilogue, FLOAT_DEPTH, PARALLEL_MIN_WORK, PanelBias, Schedule, without_columns};
-use super::tile::{Finish, FloatTile, Last, Zeros};
+use super::panels::{BLOCK, Columns, PANEL};
+use super::product::{Epilogue, FLOAT_DEPTH, Pass, without_columns};
+use super::schedule::{At, Job, Schedule, Scratch, parallel_min_work, run};
 use crate::dtype::FloatType;
 use crate::kernels::convert;
 use crate::kernels::level::{Isa, multiversion};
@@ -97,44 +97,22 @@ fn through_panels(
 ) {
     let columns = Columns::new(matrix.cols, matrix.cols);
     let x = FloatTiles::new(x, batch, columns);
-    Schedule::new(matrix.rows, columns, batch, true, FLOAT_DEPTH).run(y, |scratch, at| {
-        let bias = PanelBias::new(epilogue.bias, at.panel);
-        let bytes = at.blocks.len() * Storage::F32.block_bytes();
-        scratch.wide.reserve(bytes + DOT_COLUMNS * 4);
-        let (panel, row) = scratch.wide.words_mut::<f32>().split_at_mut(bytes / 4);
+    let pass = Pass { isa, x: &x, epilogue, ahead: 0, blocks: columns.blocks() };
+    let work = |scratch: &mut Scratch, at: &At<'_>| {
+        let count = at.blocks.len() * BLOCK * PANEL;
+        scratch.wide.reserve::<f32>(count + DOT_COLUMNS);
+        let (panel, row) = scratch.wide.words_mut::<f32>().split_at_mut(count);
         // a matrix can have more columns than one group, but not more than one scale: its blocks follow one another
         let column = at.blocks.start * BLOCK;
         let len = (at.blocks.len() * BLOCK).min(matrix.cols - column);
-        let outputs = PANEL.min(matrix.rows - at.panel * PANEL);
         // columns that fill the last block: activations hold zero against them, which NaN would not become
         panel[len * PANEL..].fill(0.0);
-        for output in 0..outputs {
+        for output in 0..PANEL.min(matrix.rows - at.panel * PANEL) {
             transpose(isa, matrix.view(at.panel * PANEL + output, column, len, row), output, panel);
         }
-        for tile in at.tiles.iter().copied() {
-            FloatTile {
-                storage: Storage::F32,
-                codes: &scratch.wide.bytes()[..bytes],
-                ahead: 0,
-                groups: 1,
-                activations: x.values(tile, at.blocks.start, at.blocks.len()),
-                rows: tile.rows,
-                zeros: Zeros::All(0),
-                finish: Finish {
-                    scales: &[],
-                    add: at.blocks.start > 0,
-                    total: &mut scratch.total[at.sums_of(tile)],
-                    last: (at.blocks.end == columns.blocks()).then(|| Last {
-                        row_scales: &[],
-                        bias: bias.get(),
-                        relu: epilogue.relu,
-                        y: at.output(tile),
-                    }),
-                },
-            }
-            .run(isa);
-        }
-    });
+        pass.run(&scratch.wide.bytes()[..count * 4], scratch.total.words_mut(), at);
+    };
+    run(&mut [Job { schedule: Schedule::new(matrix.rows, columns, batch, true, FLOAT_DEPTH), y, work }]);
 }
 
 multiversion! {
@@ -185,7 +163,7 @@ fn dot_products(
             }
         }
     };
-    if batch * rows * cols < PARALLEL_MIN_WORK || rayon::current_num_threads() == 1 {
+    if batch * rows * cols < parallel_min_work() || rayon::current_num_threads() == 1 {
         let mut scratch = Vec::new();
         (0..blocks).for_each(|block| work(&mut scratch, block));
     } else {

@@ -8,8 +8,9 @@ use super::tensors::Tensors;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::activate::{self, Activation};
 use crate::kernels::attention::{KeyValues, Visible, attend};
+use crate::kernels::in_pool;
 use crate::kernels::normalize::rms_norm;
-use crate::model::linear::{Linear, observe};
+use crate::model::linear::{Linear, forward_all, observe};
 use crate::model::network::{Execution, LanguageModel};
 use crate::model::{ModelError, Tap};
 
@@ -227,9 +228,11 @@ impl Decoder {
     /// # Errors
     /// When there are no tokens or too many, or one is beyond the vocabulary.
     pub fn forward(&self, tokens: &[u32], mut tap: Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
-        let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
-        let hidden = self.hidden(tokens, 0, Memory::OfOneBlock(&mut cache), &mut tap)?;
-        self.head(hidden.view(), tap)
+        in_pool(|| {
+            let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
+            let hidden = self.hidden(tokens, 0, Memory::OfOneBlock(&mut cache), &mut tap)?;
+            self.head(hidden.view(), tap)
+        })
     }
 
     /// An empty cache for this decoder.
@@ -247,10 +250,12 @@ impl Decoder {
     /// When there are no tokens, one is beyond the vocabulary, or there are too many together with those in the cache; the
     /// cache then is as before.
     pub fn extend(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let hidden = self.hidden(tokens, cache.len, Memory::OfAllBlocks(&mut cache.blocks), &mut None)?;
-        cache.len += tokens.len();
-        let last = hidden.slice(ndarray::s![hidden.nrows() - 1.., ..]);
-        Ok(self.head(last, None)?.into_raw_vec_and_offset().0)
+        in_pool(|| {
+            let hidden = self.hidden(tokens, cache.len, Memory::OfAllBlocks(&mut cache.blocks), &mut None)?;
+            cache.len += tokens.len();
+            let last = hidden.slice(ndarray::s![hidden.nrows() - 1.., ..]);
+            Ok(self.head(last, None)?.into_raw_vec_and_offset().0)
+        })
     }
 
     /// What the last block gives for tokens that begin at position `first`.
@@ -350,9 +355,7 @@ impl Block {
         };
         normalize(hidden, &self.input_norm, normed);
         observe(tap, &[&self.query, &self.key, &self.value], normed);
-        self.query.forward(normed, query)?;
-        self.key.forward(normed, key)?;
-        self.value.forward(normed, value)?;
+        forward_all([&self.query, &self.key, &self.value], normed, [&mut *query, &mut *key, &mut *value])?;
         if let Some([of_query, of_key]) = &self.query_key_norm {
             rms_norm(query, of_query, shape.epsilon);
             rms_norm(key, of_key, shape.epsilon);
@@ -374,8 +377,7 @@ impl Block {
 
         normalize(hidden, &self.feed_forward_norm, normed);
         observe(tap, &[&self.gate, &self.up], normed);
-        self.gate.forward(normed, gate)?;
-        self.up.forward(normed, up)?;
+        forward_all([&self.gate, &self.up], normed, [&mut *gate, &mut *up])?;
         activate::activate_gate(shape.activation, gate, up);
         observe(tap, &[&self.down], gate);
         self.down.forward(gate, output)?;

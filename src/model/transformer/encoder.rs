@@ -8,8 +8,9 @@ use super::tensors::Tensors;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::activate::{self, Activation};
 use crate::kernels::attention::{KeyValues, Visible, attend};
+use crate::kernels::in_pool;
 use crate::kernels::normalize::layer_norm;
-use crate::model::linear::{Linear, observe};
+use crate::model::linear::{Linear, forward_all, observe};
 use crate::model::network::{Execution, SentenceEncoder};
 use crate::model::{ModelError, Tap};
 
@@ -162,25 +163,16 @@ impl Encoder {
     pub fn embed_tokens(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError> {
         let mut hidden = Vec::new();
         let (mut words, mut positions) = (Vec::new(), Vec::new());
-        for (number, sentence) in sentences.iter().enumerate() {
-            let reason = match sentence.len() {
-                0 => "has no tokens".to_owned(),
-                n if n > self.max_tokens => {
-                    format!("has {n} tokens, more than the {} that the model takes", self.max_tokens)
-                }
-                _ => {
-                    self.words.look_up(sentence, self.width, &mut words)?;
-                    let all: Vec<u32> = (0..sentence.len() as u32).collect();
-                    self.positions.look_up(&all, self.width, &mut positions)?;
-                    let tokens = words.chunks_exact(self.width).zip(positions.chunks_exact(self.width));
-                    for (word, position) in tokens {
-                        let sums = word.iter().zip(position).zip(&self.segment);
-                        hidden.extend(sums.map(|((word, position), segment)| word + segment + position));
-                    }
-                    continue;
-                }
-            };
-            return Err(ModelError::Tokens { reason: format!("sentence {} {reason}", number + 1) });
+        self.check(sentences)?;
+        for sentence in sentences {
+            self.words.look_up(sentence, self.width, &mut words)?;
+            let all: Vec<u32> = (0..sentence.len() as u32).collect();
+            self.positions.look_up(&all, self.width, &mut positions)?;
+            let tokens = words.chunks_exact(self.width).zip(positions.chunks_exact(self.width));
+            for (word, position) in tokens {
+                let sums = word.iter().zip(position).zip(&self.segment);
+                hidden.extend(sums.map(|((word, position), segment)| word + segment + position));
+            }
         }
         self.norm.apply(&mut hidden);
         Ok(Array2::from_shape_vec((hidden.len() / self.width, self.width), hidden).unwrap_or_default())
@@ -231,17 +223,59 @@ impl Encoder {
         sentences: &[&[u32]],
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<Array2<f32>, ModelError> {
+        in_pool(|| self.run(sentences, &mut Buffers::default(), &mut tap))
+    }
+
+    fn run(
+        &self,
+        sentences: &[&[u32]],
+        buffers: &mut Buffers,
+        tap: &mut Option<&mut dyn Tap>,
+    ) -> Result<Array2<f32>, ModelError> {
         let mut hidden = self.embed_tokens(sentences)?;
         let lengths: Vec<usize> = sentences.iter().map(|s| s.len()).collect();
-        let mut buffers = Buffers::default();
         if let Some(hidden) = hidden.as_slice_mut() {
             for block in &self.blocks {
-                block.run(self, hidden, &lengths, &mut buffers, &mut tap)?;
+                block.run(self, hidden, &lengths, buffers, tap)?;
             }
         }
         Ok(hidden)
     }
+
+    fn check(&self, sentences: &[&[u32]]) -> Result<(), ModelError> {
+        for (number, sentence) in sentences.iter().enumerate() {
+            let reason = match sentence.len() {
+                0 => "has no tokens".to_owned(),
+                n if n > self.max_tokens => {
+                    format!("has {n} tokens, more than the {} that the model takes", self.max_tokens)
+                }
+                _ => continue,
+            };
+            return Err(ModelError::Tokens { reason: format!("sentence {} {reason}", number + 1) });
+        }
+        Ok(())
+    }
+
+    /// Cuts a batch where what lies between the layers would outgrow the caches.
+    fn parts<'s, 'a>(&self, sentences: &'s [&'a [u32]]) -> Vec<&'s [&'a [u32]]> {
+        let (mut parts, mut rest) = (Vec::new(), sentences);
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |sentence: &&&[u32]| {
+                tokens += sentence.len();
+                tokens <= PART_TOKENS
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let part;
+            (part, rest) = rest.split_at(count);
+            parts.push(part);
+        }
+        parts
+    }
 }
+
+/// Tokens that go through the blocks together.
+const PART_TOKENS: usize = 512;
 
 impl SentenceEncoder for Encoder {
     fn max_tokens(&self) -> usize {
@@ -249,16 +283,30 @@ impl SentenceEncoder for Encoder {
     }
 
     fn embed(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError> {
-        let hidden = self.forward(sentences, None)?;
+        self.check(sentences)?;
         let mut embeddings = Array2::zeros((sentences.len(), self.width));
-        let mut hidden = hidden.as_slice().unwrap_or_default();
-        for (sentence, mut embedding) in sentences.iter().zip(embeddings.rows_mut()) {
-            let tokens;
-            (tokens, hidden) = hidden.split_at(sentence.len() * self.width);
-            if let Some(embedding) = embedding.as_slice_mut() {
+        let parts = self.parts(sentences);
+        let mut outputs = Vec::with_capacity(parts.len());
+        let mut rest = embeddings.as_slice_mut().unwrap_or_default();
+        for part in &parts {
+            let out;
+            (out, rest) = rest.split_at_mut(part.len() * self.width);
+            outputs.push(out);
+        }
+        let embed = |buffers: &mut Buffers, (part, out): (&&[&[u32]], &mut [f32])| {
+            let hidden = self.run(part, buffers, &mut None)?;
+            let mut hidden = hidden.as_slice().unwrap_or_default();
+            for (sentence, embedding) in part.iter().zip(out.chunks_exact_mut(self.width)) {
+                let tokens;
+                (tokens, hidden) = hidden.split_at(sentence.len() * self.width);
                 self.pooling.pool(tokens, embedding);
             }
-        }
+            Ok::<(), ModelError>(())
+        };
+        in_pool(|| match parts.len() {
+            1 => embed(&mut Buffers::default(), (&parts[0], &mut *outputs[0])),
+            _ => parts.par_iter().zip(outputs).map_init(Buffers::default, embed).collect(),
+        })?;
         Ok(embeddings)
     }
 }
@@ -280,9 +328,7 @@ impl Block {
     ) -> Result<(), ModelError> {
         let Buffers { query, key, value, attended, inner, output } = buffers;
         observe(tap, &[&self.query, &self.key, &self.value], hidden);
-        self.query.forward(hidden, query)?;
-        self.key.forward(hidden, key)?;
-        self.value.forward(hidden, value)?;
+        forward_all([&self.query, &self.key, &self.value], hidden, [&mut *query, &mut *key, &mut *value])?;
         attended.resize(query.len(), 0.0);
         attend_within(model, lengths, query, key, value, attended);
         observe(tap, &[&self.output], attended);

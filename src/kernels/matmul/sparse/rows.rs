@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::output::Output;
 use crate::kernels::matmul::panels::Aligned;
-use crate::kernels::matmul::product::{Epilogue, PARALLEL_MIN_WORK};
+use crate::kernels::matmul::product::Epilogue;
+use crate::kernels::matmul::schedule::parallel_min_work;
 
 #[cfg(target_arch = "x86_64")]
 use super::rows_avx512;
@@ -160,7 +161,7 @@ fn for_each_row(
         }
     };
     let runs = weight.outputs.div_ceil(RUN);
-    if batch.saturating_mul(weight.outputs).saturating_mul(weight.cols) < PARALLEL_MIN_WORK
+    if batch.saturating_mul(weight.outputs).saturating_mul(weight.cols) < parallel_min_work()
         || rayon::current_num_threads() == 1
     {
         (0..runs).for_each(task);

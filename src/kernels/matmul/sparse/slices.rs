@@ -11,7 +11,8 @@ use crate::kernels::level::Isa;
 use crate::kernels::matmul::activations::{ActivationCodes, quantize};
 use crate::kernels::matmul::output::Output;
 use crate::kernels::matmul::panels::{Aligned, exact_group};
-use crate::kernels::matmul::product::{Epilogue, PARALLEL_MIN_WORK};
+use crate::kernels::matmul::product::Epilogue;
+use crate::kernels::matmul::schedule::parallel_min_work;
 
 #[cfg(target_arch = "x86_64")]
 use super::slices_avx512;
@@ -247,7 +248,7 @@ pub(crate) fn product(
         }
     };
     let runs = weight.outputs.div_ceil(LANES * RUN);
-    if batch.saturating_mul(weight.outputs).saturating_mul(cols) < PARALLEL_MIN_WORK
+    if batch.saturating_mul(weight.outputs).saturating_mul(cols) < parallel_min_work()
         || rayon::current_num_threads() == 1
     {
         (0..runs).for_each(task);
