@@ -23,7 +23,10 @@ pub use checkpoint::{
 };
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
-pub use evaluate::{Better, EvaluateError, ImageSet, Score, Task, WeightErrors, classify};
+pub use evaluate::{
+    Better, Classification, EvaluateError, ImageSet, Latency, Perplexity, Score, Similarity, Task,
+    WeightErrors, Windows, classify,
+};
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
@@ -32,6 +35,8 @@ pub use model::{
     Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
     Sampling, SentenceEncoder, Sequential, Tap,
 };
+#[cfg(feature = "text")]
+pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{

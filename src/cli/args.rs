@@ -3,11 +3,12 @@ use std::num::{NonZeroUsize, ParseFloatError};
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tersor::recipe::preset_names;
 use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
 
 use super::Failure;
+use super::task::{Reference, TaskArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -31,6 +32,25 @@ pub(super) struct Arguments {
     pub(super) common: Common,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+impl Arguments {
+    /// Reads the command line.
+    pub(super) fn read() -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse()?;
+        let (subcommand, checked) = match &arguments.command {
+            Command::Eval(args) => ("eval", args.task.check(Reference::Option)),
+            Command::Compare(args) => ("compare", args.task.check(Reference::Source)),
+            _ => return Ok(arguments),
+        };
+        checked.map(|()| arguments).map_err(|(kind, message)| {
+            let mut command = Self::command();
+            command.build();
+            command
+                .find_subcommand_mut(subcommand)
+                .map_or_else(|| clap::Error::new(kind), |subcommand| subcommand.error(kind, message))
+        })
+    }
 }
 
 #[derive(Args)]
@@ -192,38 +212,11 @@ impl RecipeArgs {
 }
 
 #[derive(Args)]
-pub(super) struct TaskArgs {
-    /// What to measure
-    #[arg(long, value_name = "TASK", requires_all = ["images", "labels"])]
-    pub(super) task: Option<Task>,
-    /// Images of the task `classify`: idx3-ubyte, gzipped or not
-    #[arg(long, value_name = "IDX.gz", requires = "task")]
-    pub(super) images: Option<PathBuf>,
-    /// Labels of the task `classify`: idx1-ubyte, gzipped or not
-    #[arg(long, value_name = "IDX.gz", requires = "task")]
-    pub(super) labels: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum Task {
-    /// Top-1 accuracy on labelled images
-    Classify,
-}
-
-impl TaskArgs {
-    pub(super) fn images(&self) -> Result<Option<tersor::ImageSet>, Failure> {
-        match (self.task, &self.images, &self.labels) {
-            (Some(Task::Classify), Some(images), Some(labels)) => {
-                Ok(Some(tersor::ImageSet::open(images, labels)?))
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
-#[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
+  tersor eval SmolLM2-135M-int8 --task perplexity --data wikitext2-test.txt --context 512
+  tersor eval SmolLM2-135M-int8 --task agreement --reference SmolLM2-135M --data wikitext2-test.txt --activations int8
+  tersor eval all-MiniLM-L6-v2 --task sts,latency --data stsb-test.csv --batch 32 --length 64
   tersor eval fixtures/fashion-mlp --task classify \\
       --images fixtures/fashion-mnist/t10k-images-idx3-ubyte.gz --labels fixtures/fashion-mnist/t10k-labels-idx1-ubyte.gz")]
 #[command(mut_arg("task", |a| a.required(true)))]

@@ -8,12 +8,11 @@ mod eval;
 mod inspect;
 mod output;
 mod plan;
+mod task;
 mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::{Arguments, Command};
 use output::Output;
@@ -34,7 +33,7 @@ const DIFFERENT: u8 = 3;
 const STOPPED: u8 = 130;
 
 pub(crate) fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::read() {
         Ok(arguments) => arguments,
         Err(error) => {
             // help and version go to stdout and are no errors

@@ -71,3 +71,4 @@ pub use error::DistillError;
 pub use feature::{CosineDistance, MeanSquaredError, ProjectedLossGrad};
 pub use loss::{Labels, LossGrad, LossValue, Reduction};
 pub use relational::RelationalDistillation;
+pub(crate) use softmax::Softmax;

@@ -12,20 +12,20 @@ use super::rows::check_finite_row;
 ///
 /// The largest shifted logit is 0, so nothing overflows, and a class whose probability underflows to 0 keeps
 /// a finite log-probability: products of the two are never 0 · ∞. The buffers are reused from row to row.
-pub(super) struct Softmax {
-    pub(super) shifted: Vec<f64>,
-    pub(super) probs: Vec<f64>,
-    pub(super) log_sum: f64,
+pub(crate) struct Softmax {
+    pub(crate) shifted: Vec<f64>,
+    pub(crate) probs: Vec<f64>,
+    pub(crate) log_sum: f64,
 }
 
 impl Softmax {
     /// Room for rows of `classes` logits.
-    pub(super) fn new(classes: usize) -> Self {
+    pub(crate) fn new(classes: usize) -> Self {
         Self { shifted: vec![0.0; classes], probs: vec![0.0; classes], log_sum: 0.0 }
     }
 
     /// Fills the buffers from one row of logits; `input` and `row` name it in errors.
-    pub(super) fn fill(
+    pub(crate) fn fill(
         &mut self,
         (input, row): (&'static str, usize),
         logits: ArrayView1<f32>,
@@ -36,7 +36,7 @@ impl Softmax {
 
     /// As `fill`, but the probabilities are those among all classes other than `left_out`. That class has
     /// probability 0, and `log_prob` of it is its log-odds against all the others together.
-    pub(super) fn fill_without(
+    pub(crate) fn fill_without(
         &mut self,
         (input, row): (&'static str, usize),
         logits: ArrayView1<f32>,
@@ -65,12 +65,12 @@ impl Softmax {
     }
 
     /// The log-probability of one class.
-    pub(super) fn log_prob(&self, class: usize) -> f64 {
+    pub(crate) fn log_prob(&self, class: usize) -> f64 {
         self.shifted[class] - self.log_sum
     }
 
     /// `(p_i, log p_i)` of every class.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (f64, f64)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (f64, f64)> {
         self.probs.iter().zip(&self.shifted).map(|(&prob, &shifted)| (prob, shifted - self.log_sum))
     }
 }

@@ -19,4 +19,20 @@ pub enum EvaluateError {
         /// What is missing or clashes.
         reason: String,
     },
+    /// The network gives NaN or an infinity.
+    #[error("{network} gives {value} for {place}; its weights or input are not sound")]
+    NonFinite {
+        /// Which network, where there are two: `the network` or `the reference`.
+        network: &'static str,
+        /// Where: the window and token, or the sentence.
+        place: String,
+        /// The value.
+        value: f32,
+    },
+}
+
+impl EvaluateError {
+    pub(super) fn task(task: &str, reason: impl Into<String>) -> Self {
+        Self::Task { task: task.to_owned(), reason: reason.into() }
+    }
 }

@@ -1,5 +1,7 @@
 use serde::Serialize;
 
+use super::statistics::Estimate;
+
 /// Which of two values is the better one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -27,4 +29,24 @@ pub struct Score {
     pub samples: usize,
     /// 95 % confidence interval, in the unit of the value.
     pub interval: [f64; 2],
+}
+
+impl Score {
+    pub(super) fn new(
+        (task, metric): (&str, &str),
+        estimate: Estimate,
+        unit: &str,
+        better: Better,
+        samples: usize,
+    ) -> Self {
+        Self {
+            task: task.into(),
+            metric: metric.into(),
+            value: estimate.value,
+            unit: unit.into(),
+            better,
+            samples,
+            interval: estimate.interval,
+        }
+    }
 }

@@ -12,10 +12,14 @@ mod linear;
 mod network;
 mod sequential;
 mod tap;
+#[cfg(feature = "text")]
+mod tokenizer;
 mod transformer;
 
 pub use error::ModelError;
 pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
 pub use sequential::{LayerConfig, Sequential, SequentialConfig};
 pub use tap::Tap;
+#[cfg(feature = "text")]
+pub use tokenizer::{Tokenizer, TokenizerError};
 pub use transformer::{Cache, Decoder, Encoder, GenerateOptions, Sampling};

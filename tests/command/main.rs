@@ -13,3 +13,4 @@ mod output;
 mod recipes;
 mod refused;
 mod styles;
+mod tasks;

@@ -165,7 +165,14 @@ fn a_model_that_cannot_be_run_is_refused() {
     let llama = folder(&decoder(DType::F32), Some(&crate::models::architectures()));
     assert_contains(
         &eval(llama.path()),
-        &[llama.path().to_str().unwrap(), "model_type `llama`", "sequential"],
+        &[llama.path().to_str().unwrap(), "config.json", "`hidden_size` is missing"],
+    );
+    let mut config = crate::models::architectures();
+    config["model_type"] = "mamba".into();
+    let other = folder(&decoder(DType::F32), Some(&config));
+    assert_contains(
+        &eval(other.path()),
+        &[other.path().to_str().unwrap(), "model_type `mamba`", "sequential"],
     );
     // no description, and layers that form no chain
     let unknown = folder(&decoder(DType::F32), None);

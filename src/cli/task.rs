@@ -1,0 +1,241 @@
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, ValueEnum};
+use tersor::evaluate::{self, Agreement, SentencePair, StsPair, Windows};
+use tersor::{
+    ActivationCodes, Activations, Checkpoint, Classification, Execution, ImageSet, Latency, Network,
+    Perplexity, Similarity, Task, Tokenizer,
+};
+
+use super::Failure;
+
+/// Tokens of a window, if nothing else is asked for.
+const CONTEXT: usize = 512;
+
+/// What to measure, on what, and how the networks run.
+#[derive(Args)]
+#[command(next_help_heading = "Tasks")]
+pub(super) struct TaskArgs {
+    /// What to measure; several joined by `,`
+    #[arg(long, value_name = "TASK", value_delimiter = ',')]
+    task: Vec<TaskName>,
+    /// The text (UTF-8) of `perplexity` and `agreement`, or the pairs of `sts` as sts-test.csv has them
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// `perplexity`, `agreement`: tokens that go through the model together [default: 512]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// `perplexity`, `agreement`: tokens from one window to the next [default: the context]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// `perplexity`, `agreement`: the first N tokens of the text alone; `sts`: of every sentence, special ones included
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// `perplexity`, `agreement`: put the token that begins texts in front of every window
+    #[arg(long)]
+    bos: bool,
+    /// `agreement`: the checkpoint that the model is held against
+    #[arg(long, value_name = "SRC")]
+    reference: Option<PathBuf>,
+    /// `classify`: idx3-ubyte, gzipped or not
+    #[arg(long, value_name = "IDX.gz")]
+    pub(super) images: Option<PathBuf>,
+    /// `classify`: idx1-ubyte, gzipped or not
+    #[arg(long, value_name = "IDX.gz")]
+    pub(super) labels: Option<PathBuf>,
+    /// `latency`: inputs that go through together [default: 1]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// `latency`: tokens of a sequence [default: 128]
+    #[arg(long, value_name = "N")]
+    length: Option<usize>,
+    /// How activations enter products with integer weights
+    #[arg(long, value_name = "HOW", requires = "task")]
+    activations: Option<ActivationChoice>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TaskName {
+    /// Top-1 accuracy on labelled images: --images, --labels
+    Classify,
+    /// Perplexity of a language model: --data, --context, --stride, --max-tokens, --bos
+    Perplexity,
+    /// KL divergence and top-1 agreement with another language model: as perplexity, and --reference
+    Agreement,
+    /// Correlation of a sentence encoder with people's similarities: --data, --max-tokens
+    Sts,
+    /// Times of a pass, throughput and memory: --batch, --length
+    Latency,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationChoice {
+    /// As they are
+    Float,
+    /// Rounded to 8 bits, every token with its own scale
+    Int8,
+}
+
+/// Where the reference of a task comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reference {
+    /// It is named by an option.
+    Option,
+    /// It is the source of a comparison.
+    Source,
+}
+
+impl TaskArgs {
+    /// Checks that every option belongs to a task and that none is missing, as clap does for what it knows of.
+    pub(super) fn check(&self, reference: Reference) -> Result<(), (ErrorKind, String)> {
+        use TaskName::{Agreement, Classify, Latency, Perplexity, Sts};
+        let required = reference == Reference::Option;
+        let agreement: &[TaskName] = if required { &[Agreement] } else { &[] };
+        // option, whether it is given, the tasks that take it, and those that need it
+        let options: [(&str, bool, &[TaskName], &[TaskName]); 10] = [
+            ("--images", self.images.is_some(), &[Classify], &[Classify]),
+            ("--labels", self.labels.is_some(), &[Classify], &[Classify]),
+            ("--data", self.data.is_some(), &[Perplexity, Agreement, Sts], &[Perplexity, Agreement, Sts]),
+            ("--reference", self.reference.is_some(), agreement, agreement),
+            ("--context", self.context.is_some(), &[Perplexity, Agreement], &[]),
+            ("--stride", self.stride.is_some(), &[Perplexity, Agreement], &[]),
+            ("--max-tokens", self.max_tokens.is_some(), &[Perplexity, Agreement, Sts], &[]),
+            ("--bos", self.bos, &[Perplexity, Agreement], &[]),
+            ("--batch", self.batch.is_some(), &[Latency], &[]),
+            ("--length", self.length.is_some(), &[Latency], &[]),
+        ];
+        for (option, given, takers, needers) in options {
+            let chosen = |tasks: &[TaskName]| self.task.iter().copied().find(|task| tasks.contains(task));
+            if let (false, Some(task)) = (given, chosen(needers)) {
+                let reason = format!("the task '{}' needs '{option}'", name(task));
+                return Err((ErrorKind::MissingRequiredArgument, reason));
+            }
+            if given && chosen(takers).is_none() {
+                let reason = if self.task.is_empty() {
+                    format!("'{option}' belongs to a task, and none is given")
+                } else if takers.is_empty() {
+                    format!("'{option}' cannot be used here: the reference is the source")
+                } else {
+                    let tasks: Vec<String> =
+                        self.task.iter().map(|task| format!("'{}'", name(*task))).collect();
+                    format!("'{option}' cannot be used with the task {}", tasks.join(", "))
+                };
+                return Err((ErrorKind::ArgumentConflict, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// How the networks run.
+    pub(super) fn execution(&self) -> Execution {
+        let activations = match self.activations {
+            None | Some(ActivationChoice::Float) => Activations::Float,
+            Some(ActivationChoice::Int8) => Activations::Int8(ActivationCodes::PerToken),
+        };
+        Execution { activations }
+    }
+
+    /// The network that `--reference` names, with its activations as they are: rounding is what it is there to judge.
+    pub(super) fn reference(&self) -> Result<Option<Network>, Failure> {
+        let open = |path| Ok(Network::open(&Checkpoint::open(path)?, Execution::default())?);
+        self.reference.as_ref().map(open).transpose()
+    }
+
+    /// The tasks, ready to score any number of networks. Text becomes tokens with the tokenizer of this checkpoint.
+    pub(super) fn tasks<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        reference: Option<&'a Network>,
+    ) -> Result<Vec<Box<dyn Task<Network> + 'a>>, Failure> {
+        self.task.iter().map(|task| self.build(*task, checkpoint, reference)).collect()
+    }
+
+    /// The files that the tasks read.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.data, &self.images, &self.labels].into_iter().flatten()
+    }
+
+    /// The images of a comparison, which can do nothing else yet.
+    pub(super) fn images(&self) -> Result<Option<ImageSet>, Failure> {
+        if let Some(task) = self.task.iter().find(|task| **task != TaskName::Classify) {
+            return Err(format!("compare cannot do the task `{}` yet; eval can", name(*task)).into());
+        }
+        match (&self.images, &self.labels) {
+            (Some(images), Some(labels)) => Ok(Some(ImageSet::open(images, labels)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn build<'a>(
+        &self,
+        task: TaskName,
+        checkpoint: &Checkpoint,
+        reference: Option<&'a Network>,
+    ) -> Result<Box<dyn Task<Network> + 'a>, Failure> {
+        Ok(match task {
+            TaskName::Classify => {
+                let images = ImageSet::open(
+                    given(self.images.as_ref(), "--images")?,
+                    given(self.labels.as_ref(), "--labels")?,
+                )?;
+                Box::new(Classification { images })
+            }
+            TaskName::Perplexity => {
+                let (tokens, windows) = self.text(checkpoint)?;
+                Box::new(Perplexity { tokens, windows })
+            }
+            TaskName::Agreement => {
+                let reference = reference.ok_or("a reference is needed")?.language_model()?;
+                let (tokens, windows) = self.text(checkpoint)?;
+                Box::new(Agreement { reference, tokens, windows })
+            }
+            TaskName::Sts => Box::new(self.pairs(checkpoint)?),
+            TaskName::Latency => {
+                let default = Latency::default();
+                let batch = self.batch.unwrap_or(default.batch);
+                Box::new(Latency { batch, length: self.length.unwrap_or(default.length), ..default })
+            }
+        })
+    }
+
+    /// The text's tokens and how they are cut.
+    fn text(&self, checkpoint: &Checkpoint) -> Result<(Vec<u32>, Windows), Failure> {
+        let text = evaluate::read_text(given(self.data.as_ref(), "--data")?)?;
+        let tokenizer = Tokenizer::of(checkpoint)?;
+        let mut tokens = tokenizer.encode(&text, false)?;
+        tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
+        let mut windows = Windows::of(self.context.unwrap_or(CONTEXT));
+        windows.stride = self.stride.unwrap_or(windows.stride);
+        if self.bos {
+            windows.bos = Some(tokenizer.bos().ok_or_else(|| {
+                let path = checkpoint.path().display();
+                format!("{path}: config.json names no bos_token_id: leave out --bos")
+            })?);
+        }
+        Ok((tokens, windows))
+    }
+
+    /// The pairs' tokens.
+    fn pairs(&self, checkpoint: &Checkpoint) -> Result<Similarity, Failure> {
+        let pairs = evaluate::read_sts(given(self.data.as_ref(), "--data")?)?;
+        let tokenizer = Tokenizer::of(checkpoint)?;
+        let tokens = |text: &String| match self.max_tokens {
+            Some(limit) => tokenizer.encode_truncated(text, limit),
+            None => tokenizer.encode(text, true),
+        };
+        let pair = |StsPair { sentences: [a, b], similarity }: &StsPair| {
+            Ok(SentencePair { tokens: [tokens(a)?, tokens(b)?], similarity: *similarity })
+        };
+        Ok(Similarity { pairs: pairs.iter().map(pair).collect::<Result<_, Failure>>()? })
+    }
+}
+
+/// What [`TaskArgs::check`] has found to be there.
+fn given<'a>(path: Option<&'a PathBuf>, option: &str) -> Result<&'a PathBuf, Failure> {
+    path.ok_or_else(|| format!("{option} is needed").into())
+}
+
+fn name(task: TaskName) -> String {
+    task.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
