@@ -35,7 +35,7 @@ pub use quantize::{
     ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
 };
 pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
-pub use report::{Comparison, Table};
+pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
     Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM,
     PackedWeight, Scales, WeightError,
