@@ -162,25 +162,30 @@ fn terms(comparison: &Comparison<'_>, source: &Variant, best: &Variant) -> Strin
     let (Some(pricing), Some(cost)) = (&comparison.pricing, &best.cost) else { return ".".to_owned() };
     let currency = &pricing.currency;
     let mut text = format!(": {} {currency} per million {}", money(cost.per_million), cost.unit);
-    match cost.cheaper {
-        Some(times) if times > 1.0 => text.push_str(&format!(", {times:.1}× cheaper than `{}`", source.name)),
-        Some(times) if times < 1.0 => text.push_str(&format!(
-            ", which is {:.2}× the price of `{}`: running that unchanged costs less",
-            1.0 / times,
-            source.name
-        )),
-        Some(_) => text.push_str(&format!(", the same as `{}`", source.name)),
-        None => {}
-    }
-    if let (Some(saving), Some(amount)) = (cost.saving_per_year, pricing.volume) {
-        let (verb, saving) = if saving < 0.0 { ("costs", -saving) } else { ("saves", saving) };
-        let more = if verb == "costs" { " more" } else { "" };
-        let saving = money(saving);
-        text.push_str(&format!(
-            ", {verb} {saving} {currency} a year{more} at {} {}",
-            volume(amount),
-            cost.unit
-        ));
+    let a_year = match (cost.saving_per_year, pricing.volume) {
+        (Some(saving), Some(amount)) => Some((saving, format!("a year at {} {}", volume(amount), cost.unit))),
+        _ => None,
+    };
+    match (cost.cheaper, a_year) {
+        (Some(times), a_year) if times < 1.0 => {
+            text.push_str(&format!(", {:.2}× the price of `{}`", 1.0 / times, source.name));
+            if let Some((saving, a_year)) = a_year {
+                text.push_str(&format!(" and {} {currency} more {a_year}", money(-saving)));
+            }
+            text.push_str(&format!(". Running `{}` unchanged costs less.", source.name));
+            return text;
+        }
+        (Some(times), a_year) => {
+            text.push_str(&match times {
+                1.0 => format!(", the same as `{}`", source.name),
+                times if times < 1.1 => format!(", {times:.2}× cheaper than `{}`", source.name),
+                times => format!(", {times:.1}× cheaper than `{}`", source.name),
+            });
+            if let Some((saving, a_year)) = a_year {
+                text.push_str(&format!(", saves {} {currency} {a_year}", money(saving)));
+            }
+        }
+        (None, _) => {}
     }
     text.push('.');
     text

@@ -1,6 +1,5 @@
 use super::svg::{Drawing, text_width};
 use crate::report::escape::shorten;
-use crate::report::number::significant;
 
 /// What one cell of a map shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,19 +38,20 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// Nine bins of a whole number of dB that hold all values, as far as these lie within −10 to 120.
+    /// Nine bins of a whole number of dB that hold all values, as far as these lie within −10 to 60: what is off by less
+    /// than a thousandth has the colour of the last.
     pub(super) fn over(values: impl IntoIterator<Item = f64>) -> Self {
         let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values {
-            let value = if value.is_nan() { -10.0 } else { value.clamp(-10.0, 120.0) };
+            let value = if value.is_nan() { -10.0 } else { value.clamp(-10.0, 60.0) };
             (min, max) = (min.min(value), max.max(value));
         }
         if min > max {
             (min, max) = (20.0, 40.0);
         }
-        let steps = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0];
+        let steps = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
         let low = |step: f64| (min / step).floor() * step;
-        let step = steps.into_iter().find(|step| low(*step) + BINS as f64 * step > max).unwrap_or(15.0);
+        let step = steps.into_iter().find(|step| low(*step) + BINS as f64 * step > max).unwrap_or(8.0);
         Self { low: low(step), step }
     }
 
@@ -169,7 +169,7 @@ fn legend(drawing: &mut Drawing, scale: Scale) {
     const BIN: f64 = 40.0;
     let (left, top) = (20.0, 20.0);
     drawing.text("strong", "start", [0.0, 12.0], "signal-to-noise ratio of the weights, dB");
-    drawing.text("muted", "start", [256.0, 12.0], "(relative error)");
+    drawing.text("muted", "start", [left + BIN * BINS as f64 + 34.0, 12.0], "below: relative error");
     for i in 0..BINS {
         let class = format!("e{}", BINS - 1 - i);
         drawing.rect(&class, [left + BIN * i as f64, top], [BIN - 1.0, 12.0], "");
@@ -189,16 +189,11 @@ fn legend(drawing: &mut Drawing, scale: Scale) {
 /// The relative error that a ratio in dB stands for, in percent.
 fn relative(db: f64) -> String {
     let percent = 100.0 * 10f64.powf(-db / 20.0);
-    if percent >= 10.0 {
-        format!("{percent:.0}%")
-    } else if percent >= 0.1 {
-        format!(
-            "{}%",
-            significant((percent * 100.0).round() / 100.0).trim_end_matches('0').trim_end_matches('.')
-        )
-    } else {
-        format!("{percent:.0e}%")
-    }
+    // two digits
+    let decimals = (1.0 - percent.log10().floor()).clamp(0.0, 4.0) as usize;
+    let text = format!("{percent:.decimals$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text}%")
 }
 
 #[cfg(test)]
@@ -214,6 +209,6 @@ mod tests {
         assert_eq!(scale.bin(f64::NAN), 8);
         assert_eq!(Scale::over([]).edges().count(), 10);
         // 40 dB are a hundredth, 20 dB a tenth
-        assert_eq!([0.0, 20.0, 40.0, 26.0, 60.0].map(relative), ["100%", "10%", "1%", "5.01%", "0.1%"]);
+        assert_eq!([0.0, 20.0, 40.0, 26.0, 60.0].map(relative), ["100%", "10%", "1%", "5%", "0.1%"]);
     }
 }

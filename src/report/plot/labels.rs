@@ -58,8 +58,13 @@ const CLEARANCE: f64 = 6.0;
 const GAP: f64 = 1.5;
 
 /// Places a label of each size near its point: each where it covers least given the others, again and again until none
-/// moves. What is outside of `bounds` counts as covered.
-pub(super) fn place(points: &[[f64; 2]], sizes: &[[f64; 2]], bounds: Rect) -> Vec<Rect> {
+/// moves. What is outside of `bounds` counts as covered; level and upright `lines` are crossed where that cannot be helped.
+pub(super) fn place(
+    points: &[[f64; 2]],
+    sizes: &[[f64; 2]],
+    bounds: Rect,
+    lines: &[[[f64; 2]; 2]],
+) -> Vec<Rect> {
     const ROUNDS: usize = 12;
     let mut placed: Vec<Option<Rect>> = vec![None; points.len()];
     // those at the edge have least choice
@@ -75,6 +80,7 @@ pub(super) fn place(points: &[[f64; 2]], sizes: &[[f64; 2]], bounds: Rect) -> Ve
                     let cost = distance
                         + 0.4 * rank as f64
                         + disturbance(i, &rect, points, &placed)
+                        + lines.iter().map(|line| crossed(&rect, line)).sum::<f64>()
                         + 50.0 * (rect.width * rect.height - rect.overlap(&bounds)).max(0.0);
                     if best.is_none_or(|(least, _)| cost < least) {
                         best = Some((cost, rect));
@@ -100,6 +106,19 @@ fn stand([x, y]: [f64; 2], [dx, dy]: [f64; 2], distance: f64, [width, height]: [
         d => d * distance - size / 2.0,
     };
     Rect { x: x + along(dx, width), y: y + along(dy, height), width, height }
+}
+
+/// How much of a level or upright line a label covers.
+fn crossed(rect: &Rect, [a, b]: &[[f64; 2]; 2]) -> f64 {
+    let line = Rect {
+        x: a[0].min(b[0]) - 1.0,
+        y: a[1].min(b[1]) - 1.0,
+        width: (a[0] - b[0]).abs() + 2.0,
+        height: (a[1] - b[1]).abs() + 2.0,
+    };
+    // a label that is wide covers more of a level line than a narrow one, but is no harder to read
+    let covered = rect.overlap(&line);
+    if covered > 0.0 { 9.0 + 0.1 * covered } else { 0.0 }
 }
 
 /// How much a label at this place covers, and how many others its leader crosses.
@@ -147,7 +166,7 @@ mod tests {
         points.extend((0..6).map(|i| [60.0 + f64::from(i) * 22.0, 60.0]));
         points.extend([[500.0, 300.0], [500.0, 300.0], [638.0, 398.0]]);
         let sizes: Vec<[f64; 2]> = (0..points.len()).map(|i| [40.0 + 5.0 * (i % 7) as f64, 13.0]).collect();
-        let placed = place(&points, &sizes, bounds);
+        let placed = place(&points, &sizes, bounds, &[]);
         for (i, a) in placed.iter().enumerate() {
             assert!(placed[..i].iter().all(|b| a.overlap(b) == 0.0), "{i}: {a:?}");
             assert!(points.iter().all(|p| !a.contains(*p)), "{i}: {a:?}");

@@ -29,7 +29,6 @@ pub(super) struct Axes<'a> {
 
 const WIDTH: f64 = 680.0;
 const HEIGHT: f64 = 430.0;
-const LEFT: f64 = 62.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 58.0;
 const BOTTOM: f64 = 48.0;
@@ -51,20 +50,22 @@ pub(super) fn scatter(name: &str, title: String, axes: &Axes<'_>, points: &[Poin
     let log_from = if axes.better == Better::Lower { LOG_FROM_QUALITY } else { f64::INFINITY };
     let y_axis = Axis::over(values, log_from, 7);
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-    let x = |value: f64| LEFT + x_axis.at(value) * (right - LEFT);
+    let widest = y_axis.ticks.iter().map(|t| text_width(&y_axis.label(*t), FONT)).fold(0.0, f64::max);
+    let left = widest + 14.0;
+    let x = |value: f64| left + x_axis.at(value) * (right - left);
     let y = |value: f64| bottom - y_axis.at(value) * (bottom - TOP);
 
     for tick in &y_axis.ticks {
-        drawing.line("grid", [LEFT, y(*tick)], [right, y(*tick)]);
-        drawing.text("muted", "end", [LEFT - 9.0, y(*tick) + 4.0], &y_axis.label(*tick));
+        drawing.line("grid", [left, y(*tick)], [right, y(*tick)]);
+        drawing.text("muted", "end", [left - 9.0, y(*tick) + 4.0], &y_axis.label(*tick));
     }
-    drawing.line("axis", [LEFT, bottom], [right, bottom]);
+    drawing.line("axis", [left, bottom], [right, bottom]);
     for tick in &x_axis.ticks {
         drawing.line("axis", [x(*tick), bottom], [x(*tick), bottom + 5.0]);
         drawing.text("muted", "middle", [x(*tick), bottom + 19.0], &x_axis.label(*tick));
     }
     drawing.text("strong", "end", [right, bottom + 38.0], axes.x);
-    drawing.text("strong", "start", [LEFT - 44.0, 18.0], axes.y);
+    drawing.text("strong", "start", [0.0, 14.0], axes.y);
     legend(&mut drawing, points.iter().any(|p| p.interval.is_some()));
 
     let front = pareto_front(&points.iter().map(|p| [p.x, p.y]).collect::<Vec<_>>(), axes.better);
@@ -72,11 +73,14 @@ pub(super) fn scatter(name: &str, title: String, axes: &Axes<'_>, points: &[Poin
         points.iter().zip(&front).filter(|(_, on)| **on).map(|(p, _)| [x(p.x), y(p.y)]).collect();
     // equal x only when equal y too
     steps.sort_by(|a, b| a[0].total_cmp(&b[0]));
-    drawing.path("front", &staircase(&steps, right));
+    let stairs = staircase(&steps, right);
+    drawing.path("front", &stairs);
+    let mut lines: Vec<[[f64; 2]; 2]> = stairs.windows(2).map(|pair| [pair[0], pair[1]]).collect();
     for point in points {
         if let Some([low, high]) = point.interval {
             let x = x(point.x);
             drawing.line("whisker", [x, y(low)], [x, y(high)]);
+            lines.push([[x, y(low)], [x, y(high)]]);
             for end in [low, high] {
                 drawing.line("whisker", [x - 3.0, y(end)], [x + 3.0, y(end)]);
             }
@@ -85,8 +89,8 @@ pub(super) fn scatter(name: &str, title: String, axes: &Axes<'_>, points: &[Poin
     let places: Vec<[f64; 2]> = points.iter().map(|p| [x(p.x), y(p.y)]).collect();
     let texts: Vec<String> = points.iter().map(|p| shorten(&p.label, 28)).collect();
     let sizes: Vec<[f64; 2]> = texts.iter().map(|t| [text_width(t, FONT), FONT + 2.0]).collect();
-    let bounds = Rect { x: LEFT, y: TOP - 18.0, width: right - LEFT + 10.0, height: bottom - TOP + 14.0 };
-    let labels = place(&places, &sizes, bounds);
+    let bounds = Rect { x: left, y: TOP - 18.0, width: right - left + 10.0, height: bottom - TOP + 14.0 };
+    let labels = place(&places, &sizes, bounds, &lines);
     for (place, label) in places.iter().zip(&labels) {
         let end = label.nearest(*place);
         if (end[0] - place[0]).hypot(end[1] - place[1]) > 14.0 {
@@ -141,7 +145,7 @@ fn staircase(front: &[[f64; 2]], right: f64) -> Vec<[f64; 2]> {
 /// What the marks mean, in one line above the plot.
 fn legend(drawing: &mut Drawing, intervals: bool) {
     let y = 37.0;
-    let mut x = LEFT - 38.0;
+    let mut x = 6.0;
     let mut entry = |drawing: &mut Drawing, text: &str, mark: &dyn Fn(&mut Drawing, f64)| {
         mark(drawing, x);
         drawing.text("muted", "start", [x + 10.0, y + 4.0], text);
