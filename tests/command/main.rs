@@ -12,4 +12,5 @@ mod networks;
 mod output;
 mod recipes;
 mod refused;
+mod report;
 mod styles;

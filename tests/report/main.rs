@@ -34,7 +34,8 @@ fn a_page_of_a_large_model() {
     comparison.keep("90%".parse().unwrap());
     let page = comparison.to_html().unwrap();
     assert_self_contained(&page);
-    assert_eq!(embedded(&page), serde_json::to_value(&comparison).unwrap());
+    let json: Value = serde_json::from_str(&serde_json::to_string(&comparison).unwrap()).unwrap();
+    assert!(embedded(&page) == json);
     for part in
         ["prefers-color-scheme", "<!DOCTYPE html>", "lang=\"en\"", "scope=\"col\"", "scope=\"row\"", "<desc"]
     {
