@@ -41,7 +41,10 @@ impl InputFile {
         let name = path
             .file_name()
             .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut sha256 = String::new();
+        for byte in hash.finalize() {
+            sha256.push_str(&format!("{byte:02x}"));
+        }
         Ok(Self { name, bytes, sha256 })
     }
 }

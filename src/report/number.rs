@@ -45,14 +45,19 @@ pub(crate) fn with_unit(value: f64, unit: &str) -> String {
     }
 }
 
-/// The same with its sign, without the unit.
+/// A difference with its sign, without the unit: three significant digits, or the two decimals of a percentage.
 pub(crate) fn signed(value: f64, unit: &str) -> String {
     match unit {
         "%" => format!("{value:+.2}"),
         "bytes" => format!("{value:+.0}"),
-        _ if value > 0.0 => format!("+{}", significant(value)),
         _ if value == 0.0 => "+0".to_owned(),
-        _ => significant(value),
+        _ if !value.is_finite() || value.abs() < 1e-4 => format!("{value:+.1e}"),
+        _ => {
+            let decimals = (2 - value.abs().log10().floor() as i32).max(0) as usize;
+            let text = format!("{value:+.decimals$}");
+            let fraction = text.contains('.');
+            if fraction { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+        }
     }
 }
 
@@ -99,7 +104,7 @@ mod tests {
 
     #[test]
     fn numbers_as_they_are_read() {
-        let texts = [0.8199, 15.321, 0.001234, 999.6, -1234.5, 1e16, 2.5e-5, 123.456].map(significant);
+        let texts = [0.8199, 15.321, 0.001_234, 999.6, -1234.5, 1e16, 2.5e-5, 123.456].map(significant);
         assert_eq!(texts, ["0.8199", "15.32", "0.001234", "1,000", "-1,235", "1.00e16", "2.50e-5", "123.5"]);
         assert_eq!([with_unit(89.815, "%"), with_unit(1.5, "ms")], ["89.81%", "1.500 ms"]);
         assert_eq!([bytes(999.0), bytes(1_066_928.0)], ["999 bytes", "1.067 MB"]);
@@ -108,7 +113,10 @@ mod tests {
             ["0.0037", "0.37", "1,234", "0.00"]
         );
         assert_eq!([volume(1e9), volume(2.5e6), volume(1234.0)], ["1e9", "2.5e6", "1,234"]);
-        assert_eq!([signed(0.25, "%"), signed(-0.5, ""), signed(2.0, "")], ["+0.25", "-0.5000", "+2.000"]);
+        assert_eq!(
+            [signed(0.25, "%"), signed(-0.5, ""), signed(0.029_99, ""), signed(125.2, "")],
+            ["+0.25", "-0.5", "+0.03", "+125"]
+        );
         assert_eq!(group_digits(1_234_567), "1,234,567");
     }
 }

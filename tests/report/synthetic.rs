@@ -72,7 +72,7 @@ fn layers(name: &str, bits: f64, mean: f64) -> Vec<LayerError> {
     for block in 0..BLOCKS {
         for (i, (part, rows, cols, easier)) in LAYERS.into_iter().enumerate() {
             // the first and last blocks are harder, and each layer a little different
-            let edge = [0, 1, 29].contains(&block) as usize as f64 * -3.0;
+            let edge = if [0, 1, 29].contains(&block) { -3.0 } else { 0.0 };
             let wave = ((block * 7 + i * 13) as f64).sin();
             let errors = errors(mean + easier + edge + wave);
             all.push(layer(

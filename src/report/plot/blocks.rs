@@ -30,6 +30,11 @@ pub(super) fn block_and_kind(name: &str) -> Option<(usize, String)> {
     Some((number(parts[at + 1])?, kind.to_owned()))
 }
 
+/// Where a kind stands in the order in which data goes through a block; those that are not known come last.
+pub(super) fn rank(kind: &str) -> usize {
+    KINDS.iter().position(|(_, short)| *short == kind).unwrap_or(KINDS.len())
+}
+
 fn number(text: &str) -> Option<usize> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

@@ -1,6 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
 
-use super::blocks::block_and_kind;
+use super::blocks::{block_and_kind, rank};
 use super::heatmap::{self, Map, Mark, Scale};
 use super::scatter::{Axes, Point, scatter};
 use super::svg::Drawing;
@@ -198,23 +198,7 @@ fn block_maps(
             kinds.push(kind);
         }
     }
-    // the order in which data goes through them, where it is known
-    const ORDER: [&str; 13] = [
-        "q",
-        "k",
-        "v",
-        "o",
-        "gate",
-        "up",
-        "down",
-        "query",
-        "key",
-        "value",
-        "dense",
-        "intermediate",
-        "output",
-    ];
-    kinds.sort_by_key(|kind| ORDER.iter().position(|known| known == kind).unwrap_or(ORDER.len()));
+    kinds.sort_by_key(|kind| rank(kind));
     let maps: Vec<Map> = variants
         .iter()
         .zip(names)
@@ -243,9 +227,9 @@ fn block_maps(
     let title = format!("{}: error of the linear layers of every block", reference.name);
     let mut drawing = heatmap::panels(&format!("blocks{suffix}"), title, &maps, scale);
     drawing.description = describe(variants);
-    drawing.caption =
-        "A panel for every variant: blocks from the input at the top to the output, and the layers of each."
-            .to_owned();
+    drawing.caption = String::from(
+        "A panel for every variant: blocks from the input at the top to the output, and the layers of each.",
+    );
     drawing
 }
 

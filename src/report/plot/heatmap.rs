@@ -113,12 +113,14 @@ pub(super) fn panels(name: &str, title: String, maps: &[Map], scale: Scale) -> D
     let count = columns.len().max(1) as f64;
     let least = side + 12.0 * count;
     let across = ((WIDTH + GAP) / (least + GAP)).floor().clamp(1.0, maps.len() as f64);
+    // as many in the last line as in the others, if it can be
+    let lines = (maps.len() as f64 / across).ceil();
+    let across = (maps.len() as f64 / lines).ceil();
     let full = (WIDTH + GAP) / across - GAP;
     let width = ((full - side) / count).clamp(12.0, 20.0);
     let height = (300.0 / first.rows.len().max(1) as f64).clamp(7.0, 16.0);
     let (step_x, step_y) =
         (side + width * count + GAP, 24.0 + rise + height * first.rows.len() as f64 + 18.0);
-    let lines = (maps.len() as f64 / across).ceil();
     let total = (step_x * across - GAP).max(WIDTH);
     let mut drawing = Drawing::new(name, title, total, LEGEND + step_y * lines - 12.0);
     legend(&mut drawing, scale);

@@ -174,7 +174,7 @@ mod tests {
         }
         // alone, a label stands to the right at the least distance
         assert_eq!(
-            place(&[[10.0, 100.0]], &[[50.0, 13.0]], bounds),
+            place(&[[10.0, 100.0]], &[[50.0, 13.0]], bounds, &[]),
             [Rect { x: 17.0, y: 93.5, width: 50.0, height: 13.0 }]
         );
     }

@@ -37,7 +37,7 @@ const FONT: f64 = 12.0;
 /// From which ratio of the largest to the smallest value an axis is logarithmic.
 const LOG_FROM: f64 = 6.0;
 /// The same for a quality of which less is better, such as perplexity.
-const LOG_FROM_QUALITY: f64 = 20.0;
+const LOG_FROM_QUALITY: f64 = 4.0;
 
 /// Draws points, the Pareto front among them, and their names.
 pub(super) fn scatter(name: &str, title: String, axes: &Axes<'_>, points: &[Point]) -> Drawing {
