@@ -33,7 +33,7 @@ impl Rect {
 }
 
 /// Distances from the point at which a label may stand.
-const DISTANCES: [f64; 9] = [7.0, 11.0, 16.0, 23.0, 32.0, 43.0, 56.0, 72.0, 92.0];
+const DISTANCES: [f64; 9] = [8.0, 11.0, 16.0, 23.0, 32.0, 43.0, 56.0, 72.0, 92.0];
 
 /// Directions from the point, the preferred first.
 const DIRECTIONS: [[f64; 2]; 12] = [
@@ -175,7 +175,7 @@ mod tests {
         // alone, a label stands to the right at the least distance
         assert_eq!(
             place(&[[10.0, 100.0]], &[[50.0, 13.0]], bounds, &[]),
-            [Rect { x: 17.0, y: 93.5, width: 50.0, height: 13.0 }]
+            [Rect { x: 18.0, y: 93.5, width: 50.0, height: 13.0 }]
         );
     }
 }
