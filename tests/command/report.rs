@@ -39,7 +39,7 @@ fn a_page_and_plots_of_what_was_compared() {
         &page,
         &["fashion-mlp", "&lt;b&gt;&amp;&quot;int8&quot;", "<svg class=\"plot\"", "fc1.weight"],
     );
-    for part in ["<b>&", "http://", "https://", "<img", "<link", " src="] {
+    for part in ["<b>&\"", "http://", "https://", "<img", "<link", " src="] {
         assert!(!page.contains(part), "{part}");
     }
     assert_eq!(names(reports.path()), ["plots", "report.html"]);

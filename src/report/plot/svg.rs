@@ -93,21 +93,27 @@ impl Drawing {
 
     /// As an element of a page that has [`STYLE`].
     pub(in crate::report) fn inline(&self) -> String {
-        self.element("", "")
+        self.element("", 0.0, "")
     }
 
     /// As a file by itself.
     pub(in crate::report) fn file(&self) -> String {
-        let ground = format!(r#"<rect class="ground" width="{}" height="{}"/>"#, self.width, self.height);
+        const MARGIN: f64 = 16.0;
+        let ground = format!(
+            r#"<rect class="ground" x="-{MARGIN}" y="-{MARGIN}" width="{}" height="{}"/>"#,
+            self.width + 2.0 * MARGIN,
+            self.height + 2.0 * MARGIN
+        );
         let style = format!("<style>{STYLE}</style>\n{ground}\n");
-        self.element(r#" xmlns="http://www.w3.org/2000/svg""#, &style)
+        self.element(r#" xmlns="http://www.w3.org/2000/svg""#, MARGIN, &style)
     }
 
-    fn element(&self, namespace: &str, before: &str) -> String {
-        let Self { name, width, height, body, .. } = self;
+    fn element(&self, namespace: &str, margin: f64, before: &str) -> String {
+        let Self { name, body, .. } = self;
         let (title, description) = (escape(&self.title), escape(&self.description));
+        let (start, width, height) = (0.0 - margin, self.width + 2.0 * margin, self.height + 2.0 * margin);
         format!(
-            "<svg{namespace} class=\"plot\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
+            "<svg{namespace} class=\"plot\" viewBox=\"{start} {start} {width:.0} {height:.0}\" width=\"{width:.0}\" \
              height=\"{height:.0}\" role=\"img\" aria-labelledby=\"{name}-title {name}-description\">\n\
              <title id=\"{name}-title\">{title}</title>\n<desc id=\"{name}-description\">{description}</desc>\n\
              {before}{body}</svg>\n"
