@@ -128,7 +128,7 @@ pub(super) fn panels(name: &str, title: String, maps: &[Map], scale: Scale) -> D
     for (i, map) in maps.iter().enumerate() {
         let (across_i, line) = (i % across as usize, i / across as usize);
         let (left, top) = (step_x * across_i as f64 + side, LEGEND + step_y * line as f64);
-        let most = ((width * count + GAP) / (FONT * 0.6)) as usize;
+        let most = (width * count / (FONT * 0.62)) as usize;
         drawing.text("strong", "start", [left, top + 12.0], &shorten(&map.title, most));
         let grid = top + 24.0 + rise;
         for (c, column) in columns.iter().enumerate() {
