@@ -25,7 +25,7 @@ pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
 pub use evaluate::{
     Better, Classification, EvaluateError, ImageSet, Latency, Perplexity, Score, Similarity, Task,
-    WeightErrors, Windows, classify,
+    WeightErrors, Windows,
 };
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
@@ -43,7 +43,7 @@ pub use quantize::{
     ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
 };
 pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
-pub use report::{Comparison, Table};
+pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
     Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM,
     PackedWeight, Scales, WeightError,

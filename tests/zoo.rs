@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tersor::{
-    Checkpoint, CpuLevel, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe, Sequential, Stored,
-    VerifyOptions, classify, verify,
+    Checkpoint, Classification, CpuLevel, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe,
+    Sequential, Stored, Task, VerifyOptions, verify,
 };
 
 /// Compressed with and without an output format that is read by others.
@@ -156,7 +156,8 @@ fn mnist(zoo: &Path) -> Result<ImageSet, Failed> {
 }
 
 fn accuracy(path: &Path, images: &ImageSet) -> Result<f64, Failed> {
-    Ok(classify(&Sequential::open(&Checkpoint::open(path)?)?, images)?.value)
+    let task = Classification { images: images.clone() };
+    Ok(task.score(&Sequential::open(&Checkpoint::open(path)?)?)?[0].value)
 }
 
 /// 97.72 % is what an independent implementation measured.

@@ -304,6 +304,14 @@ impl Checkpoint {
         }
     }
 
+    /// Gives the memory back in which the files' contents were read: it counts as the process's as long as they are mapped. What
+    /// is looked at next is read again.
+    pub fn release_memory(&self) {
+        for shard in &self.shards {
+            mmap::release(&shard.map, 0..shard.map.len());
+        }
+    }
+
     /// Gives the pages of a tensor of the model back to the system.
     pub(crate) fn release_entry(&self, entry: &Entry) {
         for name in &entry.tensors {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tersor::recipe::preset_names;
+use tersor::report::{Keep, Pricing};
 use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
 
 use super::Failure;
@@ -231,7 +232,8 @@ pub(super) struct EvalArgs {
 #[command(after_help = "\
 Examples:
   tersor compare model model-int8 model-int4
-  tersor compare fixtures/fashion-mlp out-int8 out-int4 --task classify --images IMAGES.gz --labels LABELS.gz --markdown")]
+  tersor compare fixtures/fashion-mlp out-int8 out-int4 --task classify --images IMAGES.gz --labels LABELS.gz --html report.html
+  tersor compare model model-int8 --task … --keep 99% --price-per-hour 0.34 --currency EUR --volume 1e9")]
 pub(super) struct CompareArgs {
     /// The checkpoint that the others were made from
     pub(super) source: PathBuf,
@@ -240,6 +242,35 @@ pub(super) struct CompareArgs {
     pub(super) outputs: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) task: TaskArgs,
+    /// Write the report with plots as one HTML page that needs no network; its folder must exist
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// Write the plots as SVG files into this folder, which is made if the one above it exists
+    #[arg(long, value_name = "DIR")]
+    pub(super) plots: Option<PathBuf>,
+    /// Work out what each costs on a machine with this price, from its score of throughput
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub(super) price_per_hour: Option<f64>,
+    /// What the price is paid in
+    #[arg(long, value_name = "NAME", default_value = "$", requires = "price_per_hour")]
+    pub(super) currency: String,
+    /// Predictions or tokens a year, such as 1e9
+    #[arg(long, value_name = "N", value_parser = positive, requires = "price_per_hour")]
+    pub(super) volume: Option<f64>,
+    /// Say which is the cheapest (without a price: the smallest) that keeps this part of the first score, such as 99%
+    #[arg(long, value_name = "PART")]
+    pub(super) keep: Option<Keep>,
+}
+
+impl CompareArgs {
+    pub(super) fn pricing(&self) -> Result<Option<Pricing>, Failure> {
+        let Some(per_hour) = self.price_per_hour else { return Ok(None) };
+        let pricing = Pricing::new(per_hour)?.currency(&self.currency);
+        Ok(Some(match self.volume {
+            Some(volume) => pricing.volume(volume)?,
+            None => pricing,
+        }))
+    }
 }
 
 #[derive(Args)]

@@ -1,13 +1,22 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tersor::{Checkpoint, Comparison, ImageSet, Plan, Recipe};
+use tersor::{
+    Checkpoint, Classification, Comparison, Execution, ImageSet, Latency, Network, Plan, Recipe, Task,
+};
 
 use super::args::DemoArgs;
+use super::compare::scores;
+use super::files;
 use super::output::Output;
 use super::{Failure, Outcome};
 
+const IMAGES: [&str; 2] = ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"];
+
 const NETWORKS: [&str; 2] = ["fashion-mlp", "fashion-lenet"];
+
+/// Images that go through together when a network is timed.
+const TIMED_BATCH: usize = 100;
 
 /// What the demo does to each network: a name, and a recipe.
 const WAYS: [(&str, &str); 12] = [
@@ -35,13 +44,20 @@ const WAYS: [(&str, &str); 12] = [
 pub(super) fn run(args: &DemoArgs, output: &Output) -> Result<Outcome, Failure> {
     let fixtures = find_fixtures(args.fixtures.as_deref())?;
     let data = fixtures.join("fashion-mnist");
-    let images =
-        ImageSet::open(data.join("t10k-images-idx3-ubyte.gz"), data.join("t10k-labels-idx1-ubyte.gz"))?;
+    let images = ImageSet::open(data.join(IMAGES[0]), data.join(IMAGES[1]))?;
     let sources = NETWORKS.map(|network| Checkpoint::open(fixtures.join(network)));
     let sources = sources.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut comparison = Comparison::new();
+    for name in IMAGES {
+        comparison.add_data(data.join(name))?;
+    }
+    let count = images.len();
+    let latency = Latency { batch: TIMED_BATCH, ..Latency::default() };
+    let tasks: [Box<dyn Task<Network>>; 2] = [Box::new(Classification { images }), Box::new(latency)];
+    let scores = |checkpoint: &Checkpoint| scores(checkpoint, Execution::default(), &tasks);
     for (network, source) in NETWORKS.iter().zip(&sources) {
-        comparison.add_reference(network, source, Some(&images))?;
+        let before = scores(source)?;
+        comparison.add_reference(network, source, before)?;
         for (name, recipe) in WAYS {
             let name = format!("{network}-{name}");
             output.note(&format!("{name} …"));
@@ -49,29 +65,25 @@ pub(super) fn run(args: &DemoArgs, output: &Output) -> Result<Outcome, Failure> 
             let target = args.output.join("models").join(&name);
             remove_earlier(&target)?;
             Plan::new(source, &recipe)?.run(&target, &mut output.progress()?)?;
-            comparison.add(&name, &Checkpoint::open(&target)?, Some(&images))?;
+            let checkpoint = Checkpoint::open(&target)?;
+            let after = scores(&checkpoint)?;
+            comparison.add(&name, &checkpoint, after)?;
         }
     }
     let table = comparison.table();
     let report = format!(
         "# What compression costs\n\nAccuracy on the {} images of the Fashion-MNIST test set; {} thread{}.\n\n{}",
-        images.len(),
-        comparison.threads,
-        if comparison.threads == 1 { "" } else { "s" },
+        count,
+        comparison.environment.threads,
+        if comparison.environment.threads == 1 { "" } else { "s" },
         table.to_markdown()
     );
-    write(&args.output.join("report.json"), &serde_json::to_string_pretty(&comparison)?)?;
-    write(&args.output.join("report.md"), &report)?;
+    files::replace(&args.output.join("report.json"), &serde_json::to_string_pretty(&comparison)?)?;
+    files::replace(&args.output.join("report.md"), &report)?;
+    files::replace(&args.output.join("report.html"), &comparison.to_html()?)?;
     let summary = format!("\nmodels and report in {}", args.output.display());
     output.print(&comparison, &table, &summary)?;
     Ok(Outcome::Done)
-}
-
-/// Replaces a report in one step.
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let partial = path.with_extension("partial");
-    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
-    written.map_err(|e| format!("{}: cannot write: {e}", path.display()).into())
 }
 
 /// Removes what an earlier demo wrote, and nothing else.

@@ -5,6 +5,7 @@ mod compare;
 mod compress;
 mod demo;
 mod eval;
+mod files;
 mod inspect;
 mod output;
 mod plan;

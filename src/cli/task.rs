@@ -35,15 +35,18 @@ pub(super) struct TaskArgs {
     /// `perplexity`, `agreement`: put the token that begins texts in front of every window
     #[arg(long)]
     bos: bool,
+    /// `perplexity`, `agreement`: the data are several texts with this between them; each is tokenized and cut by itself
+    #[arg(long, value_name = "TEXT")]
+    split: Option<String>,
     /// `agreement`: the checkpoint that the model is held against
     #[arg(long, value_name = "SRC")]
     reference: Option<PathBuf>,
     /// `classify`: idx3-ubyte, gzipped or not
     #[arg(long, value_name = "IDX.gz")]
-    pub(super) images: Option<PathBuf>,
+    images: Option<PathBuf>,
     /// `classify`: idx1-ubyte, gzipped or not
     #[arg(long, value_name = "IDX.gz")]
-    pub(super) labels: Option<PathBuf>,
+    labels: Option<PathBuf>,
     /// `latency`: inputs that go through together [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -59,7 +62,7 @@ pub(super) struct TaskArgs {
 enum TaskName {
     /// Top-1 accuracy on labelled images: --images, --labels
     Classify,
-    /// Perplexity of a language model: --data, --context, --stride, --max-tokens, --bos
+    /// Perplexity of a language model: --data, --context, --stride, --max-tokens, --bos, --split
     Perplexity,
     /// KL divergence and top-1 agreement with another language model: as perplexity, and --reference
     Agreement,
@@ -93,7 +96,7 @@ impl TaskArgs {
         let required = reference == Reference::Option;
         let agreement: &[TaskName] = if required { &[Agreement] } else { &[] };
         // option, whether it is given, the tasks that take it, and those that need it
-        let options: [(&str, bool, &[TaskName], &[TaskName]); 10] = [
+        let options: [(&str, bool, &[TaskName], &[TaskName]); 11] = [
             ("--images", self.images.is_some(), &[Classify], &[Classify]),
             ("--labels", self.labels.is_some(), &[Classify], &[Classify]),
             ("--data", self.data.is_some(), &[Perplexity, Agreement, Sts], &[Perplexity, Agreement, Sts]),
@@ -102,6 +105,7 @@ impl TaskArgs {
             ("--stride", self.stride.is_some(), &[Perplexity, Agreement], &[]),
             ("--max-tokens", self.max_tokens.is_some(), &[Perplexity, Agreement, Sts], &[]),
             ("--bos", self.bos, &[Perplexity, Agreement], &[]),
+            ("--split", self.split.is_some(), &[Perplexity, Agreement], &[]),
             ("--batch", self.batch.is_some(), &[Latency], &[]),
             ("--length", self.length.is_some(), &[Latency], &[]),
         ];
@@ -156,15 +160,9 @@ impl TaskArgs {
         [&self.data, &self.images, &self.labels].into_iter().flatten()
     }
 
-    /// The images of a comparison, which can do nothing else yet.
-    pub(super) fn images(&self) -> Result<Option<ImageSet>, Failure> {
-        if let Some(task) = self.task.iter().find(|task| **task != TaskName::Classify) {
-            return Err(format!("compare cannot do the task `{}` yet; eval can", name(*task)).into());
-        }
-        match (&self.images, &self.labels) {
-            (Some(images), Some(labels)) => Ok(Some(ImageSet::open(images, labels)?)),
-            _ => Ok(None),
-        }
+    /// Whether a task holds models against another.
+    pub(super) fn needs_reference(&self) -> bool {
+        self.task.contains(&TaskName::Agreement)
     }
 
     fn build<'a>(
@@ -182,13 +180,13 @@ impl TaskArgs {
                 Box::new(Classification { images })
             }
             TaskName::Perplexity => {
-                let (tokens, windows) = self.text(checkpoint)?;
-                Box::new(Perplexity { tokens, windows })
+                let (texts, windows) = self.texts(checkpoint)?;
+                Box::new(Perplexity { texts, windows })
             }
             TaskName::Agreement => {
                 let reference = reference.ok_or("a reference is needed")?.language_model()?;
-                let (tokens, windows) = self.text(checkpoint)?;
-                Box::new(Agreement { reference, tokens, windows })
+                let (texts, windows) = self.texts(checkpoint)?;
+                Box::new(Agreement { reference, texts, windows })
             }
             TaskName::Sts => Box::new(self.pairs(checkpoint)?),
             TaskName::Latency => {
@@ -199,12 +197,27 @@ impl TaskArgs {
         })
     }
 
-    /// The text's tokens and how they are cut.
-    fn text(&self, checkpoint: &Checkpoint) -> Result<(Vec<u32>, Windows), Failure> {
+    /// The texts' tokens and how they are cut.
+    fn texts(&self, checkpoint: &Checkpoint) -> Result<(Vec<Vec<u32>>, Windows), Failure> {
         let text = evaluate::read_text(given(self.data.as_ref(), "--data")?)?;
         let tokenizer = Tokenizer::of(checkpoint)?;
-        let mut tokens = tokenizer.encode(&text, false)?;
-        tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
+        let mut texts = Vec::new();
+        let mut left = self.max_tokens.unwrap_or(usize::MAX);
+        let parts: Vec<&str> = match &self.split {
+            Some(separator) => {
+                text.split(separator.as_str()).map(str::trim).filter(|t| !t.is_empty()).collect()
+            }
+            None => vec![&text],
+        };
+        for part in parts {
+            if left == 0 {
+                break;
+            }
+            let mut tokens = tokenizer.encode(part, false)?;
+            tokens.truncate(left);
+            left -= tokens.len();
+            texts.push(tokens);
+        }
         let mut windows = Windows::of(self.context.unwrap_or(CONTEXT));
         windows.stride = self.stride.unwrap_or(windows.stride);
         if self.bos {
@@ -213,7 +226,7 @@ impl TaskArgs {
                 format!("{path}: config.json names no bos_token_id: leave out --bos")
             })?);
         }
-        Ok((tokens, windows))
+        Ok((texts, windows))
     }
 
     /// The pairs' tokens.

@@ -21,8 +21,8 @@ const TASK: &str = "agreement";
 pub struct Agreement<'a> {
     /// What the model is held against.
     pub reference: &'a dyn LanguageModel,
-    /// The text.
-    pub tokens: Vec<u32>,
+    /// The tokens of each text; windows do not go from one into the next.
+    pub texts: Vec<Vec<u32>>,
     /// How it is cut.
     pub windows: Windows,
 }
@@ -37,8 +37,8 @@ impl<M: LanguageModel + ?Sized> Task<M> for Agreement<'_> {
                 format!("the model has a vocabulary of {own} tokens, but the reference one of {reference}");
             return Err(EvaluateError::task(TASK, reason));
         }
-        self.windows.check(TASK, &self.tokens, self.reference)?;
-        self.windows.check(TASK, &self.tokens, model)?;
+        self.windows.check(TASK, &self.texts, self.reference)?;
+        self.windows.check(TASK, &self.texts, model)?;
         let compare = |window: Window<'_>| {
             let expected = window.logits(TASK, self.reference)?;
             let actual = window.logits(TASK, model)?;
@@ -46,7 +46,7 @@ impl<M: LanguageModel + ?Sized> Task<M> for Agreement<'_> {
             window.each_target(logits, |[p, q], _| (divergence(p, q), f64::from(top(p) == top(q))))
         };
         let (mut divergences, mut agreements) = (Vec::new(), Vec::new());
-        for window in self.windows.cut(&self.tokens) {
+        for window in self.windows.cut(&self.texts) {
             let (kl, same): (Vec<_>, Vec<_>) = compare(window)?.into_iter().unzip();
             divergences.push(kl);
             agreements.push(same);
@@ -84,7 +84,7 @@ mod tests {
     use crate::evaluate::testing::{Bigram, refusal};
 
     fn agreement<'a>(reference: &'a Bigram, tokens: &[u32], windows: Windows) -> Agreement<'a> {
-        Agreement { reference, tokens: tokens.to_vec(), windows }
+        Agreement { reference, texts: vec![tokens.to_vec()], windows }
     }
 
     #[test]

@@ -1,10 +1,8 @@
-use std::time::{Duration, Instant};
-
 use ndarray::Array2;
 
 use super::statistics::{Estimate, wilson};
 use super::{Better, EvaluateError, ImageSet, Score, Task};
-use crate::model::{Classifier, ModelError, Sequential};
+use crate::model::{Classifier, ModelError};
 
 const TASK: &str = "classify";
 
@@ -70,40 +68,6 @@ fn accuracy<M: Classifier + ?Sized>(model: &M, images: &ImageSet) -> Result<Scor
     let value = 100.0 * correct as f64 / samples as f64;
     let interval = wilson(correct as f64 / samples as f64, samples as f64).map(|share| 100.0 * share);
     Ok(Score::new((TASK, "accuracy"), Estimate { value, interval }, "%", Better::Higher, samples))
-}
-
-/// Top-1 accuracy, in percent: what [`Classification`] gives.
-///
-/// # Errors
-/// As there.
-pub fn classify(model: &Sequential, images: &ImageSet) -> Result<Score, ModelError> {
-    accuracy(model, images).map_err(|error| match error {
-        EvaluateError::Model(error) => error,
-        other => ModelError::Tokens { reason: other.to_string() },
-    })
-}
-
-/// Median time of one sample when `batch_size` go through at once, over several rounds.
-///
-/// # Errors
-/// When the images do not fit the network.
-pub fn time_per_sample(
-    model: &Sequential,
-    images: &ImageSet,
-    batch_size: usize,
-) -> Result<Duration, ModelError> {
-    const ROUNDS: usize = 9;
-    let size = batch_size.clamp(1, images.len());
-    let input = batch(model, images, &images.pixels()[..size * images.features()])?;
-    model.forward(input.view())?;
-    let mut times = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        std::hint::black_box(model.forward(input.view())?);
-        times.push(start.elapsed() / size as u32);
-    }
-    times.sort();
-    Ok(times[ROUNDS / 2])
 }
 
 fn batch<M: Classifier + ?Sized>(

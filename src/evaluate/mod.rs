@@ -29,7 +29,7 @@ mod weight_error;
 mod windows;
 
 pub use agreement::Agreement;
-pub use classification::{Classification, classify, time_per_sample};
+pub use classification::Classification;
 pub use error::EvaluateError;
 pub use images::{DataError, ImageSet};
 pub use latency::Latency;

@@ -24,15 +24,15 @@ const TASK: &str = "perplexity";
 /// let checkpoint = Checkpoint::open("SmolLM2-135M")?;
 /// let network = Network::open(&checkpoint, Execution::default())?;
 /// let tokens = Tokenizer::of(&checkpoint)?.encode("Once upon a time …", false)?;
-/// for score in (Perplexity { tokens, windows: Windows::of(512) }).score(&network)? {
+/// for score in (Perplexity { texts: vec![tokens], windows: Windows::of(512) }).score(&network)? {
 ///     println!("{} {:.3}", score.metric, score.value);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Perplexity {
-    /// The text.
-    pub tokens: Vec<u32>,
+    /// The tokens of each text; windows do not go from one into the next.
+    pub texts: Vec<Vec<u32>>,
     /// How it is cut.
     pub windows: Windows,
 }
@@ -42,12 +42,12 @@ impl<M: LanguageModel + ?Sized> Task<M> for Perplexity {
     /// When the text has nothing to score, the windows are longer than the model takes, a token is beyond its vocabulary,
     /// or it gives NaN or an infinity.
     fn score(&self, model: &M) -> Result<Vec<Score>, EvaluateError> {
-        self.windows.check(TASK, &self.tokens, model)?;
+        self.windows.check(TASK, &self.texts, model)?;
         let nats = |window: Window<'_>| {
             let logits = window.logits(TASK, model)?;
             window.each_target([("the network", &logits)], |[softmax], target| -softmax.log_prob(target))
         };
-        let nats: Vec<_> = self.windows.cut(&self.tokens).map(nats).collect::<Result<_, _>>()?;
+        let nats: Vec<_> = self.windows.cut(&self.texts).map(nats).collect::<Result<_, _>>()?;
         let samples = nats.iter().map(Vec::len).sum();
         let mean = clustered_mean(&nats).clamp(0.0, f64::INFINITY);
         Ok(vec![
@@ -65,7 +65,7 @@ mod tests {
     use crate::evaluate::testing::{Bigram, refusal};
 
     fn scores(model: &Bigram, tokens: &[u32], windows: Windows) -> Vec<Score> {
-        Perplexity { tokens: tokens.to_vec(), windows }.score(model).unwrap()
+        Perplexity { texts: vec![tokens.to_vec()], windows }.score(model).unwrap()
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!((scores[1].interval[0], scores[0].interval[0]), (0.0, 1.0));
         // with a 0 in front of each: its first token costs 4, 4 and 4/3 times
         let front =
-            Perplexity { tokens: tokens.to_vec(), windows: Windows { bos: Some(0), ..Windows::of(3) } };
+            Perplexity { texts: vec![tokens.to_vec()], windows: Windows { bos: Some(0), ..Windows::of(3) } };
         let nats = &front.score(&model).unwrap()[1];
         assert_eq!(nats.samples, 7);
         let all = a + b + 2.0 * 4f64.ln() + (4.0 / 3.0f64).ln();
@@ -134,7 +134,7 @@ mod tests {
     fn what_cannot_be_scored_is_refused() {
         let model = Bigram::uniform(5).max_tokens(16);
         let refused = |tokens: &[u32], windows: Windows| {
-            refusal(Perplexity { tokens: tokens.to_vec(), windows }.score(&model))
+            refusal(Perplexity { texts: vec![tokens.to_vec()], windows }.score(&model))
         };
         let text = [1, 2, 3, 4];
         for (tokens, windows, parts) in [
@@ -165,10 +165,10 @@ mod tests {
     #[test]
     fn nan_says_where() {
         let model = Bigram::new(5, |after, token| if (after, token) == (3, 4) { f32::NAN } else { 0.0 });
-        let text = Perplexity { tokens: vec![0, 1, 2, 0, 1, 3, 2, 1], windows: Windows::of(4) };
+        let text = Perplexity { texts: vec![vec![0, 1, 2, 0, 1, 3, 2, 1]], windows: Windows::of(4) };
         let line = refusal(text.score(&model));
         assert!(
-            line.contains("gives NaN for token id 4 where it predicts token 6 of the text, in window 1"),
+            line.contains("gives NaN for token id 4 where it predicts token 6 of its text, in window 1"),
             "{line}"
         );
     }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn logits_of_another_shape_are_refused() {
         let line = refusal(
-            Perplexity { tokens: vec![0, 1, 2], windows: Windows::of(3) }
+            Perplexity { texts: vec![vec![0, 1, 2]], windows: Windows::of(3) }
                 .score(&Bigram::uniform(5).misshapen()),
         );
         assert!(line.contains("logits of shape (3, 4), not (3, 5)"), "{line}");

@@ -41,7 +41,7 @@ impl Windows {
     pub(super) fn check<M: LanguageModel + ?Sized>(
         &self,
         task: &str,
-        tokens: &[u32],
+        texts: &[Vec<u32>],
         model: &M,
     ) -> Result<(), EvaluateError> {
         let refuse = |reason: String| Err(EvaluateError::task(task, reason));
@@ -68,26 +68,33 @@ impl Windows {
                 "token id {id}, put in front of every window, is beyond the model's vocabulary of {vocab_size}"
             ));
         }
-        if let Some(position) = tokens.iter().position(beyond) {
+        for (number, tokens) in texts.iter().enumerate() {
+            let Some(position) = tokens.iter().position(beyond) else { continue };
+            let place = if texts.len() == 1 { String::new() } else { format!(" of text {number}") };
             return refuse(format!(
-                "token id {} at position {position} (counted from 0) is beyond the model's vocabulary of {vocab_size}: \
-                 tokenizer and model do not fit",
+                "token id {} at position {position}{place} (counted from 0) is beyond the model's vocabulary of \
+                 {vocab_size}: tokenizer and model do not fit",
                 tokens[position]
             ));
         }
         // an interval needs two values
-        let scored: usize = self.cut(tokens).take(2).map(|window| window.targets.len()).sum();
+        let scored: usize = self.cut(texts).take(2).map(|window| window.targets.len()).sum();
         if scored < 2 {
             return refuse(format!(
                 "a text of {} tokens has {scored} to score; at least 2 are needed",
-                tokens.len()
+                texts.iter().map(Vec::len).sum::<usize>()
             ));
         }
         Ok(())
     }
 
-    /// The windows in which something is scored.
-    pub(super) fn cut<'a>(&self, tokens: &'a [u32]) -> impl Iterator<Item = Window<'a>> {
+    /// The windows of all texts in which something is scored.
+    pub(super) fn cut<'a>(&self, texts: &'a [Vec<u32>]) -> impl Iterator<Item = Window<'a>> {
+        let windows = texts.iter().flat_map(|tokens| self.cut_one(tokens));
+        windows.enumerate().map(|(number, window)| Window { number, ..window })
+    }
+
+    fn cut_one<'a>(&self, tokens: &'a [u32]) -> impl Iterator<Item = Window<'a>> + use<'a> {
         let Self { context, stride, bos } = *self;
         let in_front = usize::from(bos.is_some());
         let last = tokens.len().saturating_sub(context).div_ceil(stride.max(1));
@@ -110,13 +117,13 @@ impl Windows {
 /// Tokens that go through a model together.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Window<'a> {
-    /// Which window, counted from 0.
+    /// Which window of all, counted from 0.
     number: usize,
     /// What the model sees.
     input: Vec<u32>,
     /// The row of logits that predicts the first target; the others follow.
     row: usize,
-    /// Where the first target stands in the text.
+    /// Where the first target stands in its text.
     position: usize,
     /// The tokens to predict.
     pub(super) targets: &'a [u32],
@@ -172,7 +179,7 @@ impl Window<'_> {
             network,
             value,
             place: format!(
-                "token id {class} where it predicts token {} of the text, in window {} (counted from 0)",
+                "token id {class} where it predicts token {} of its text, in window {} (counted from 0)",
                 self.position + index,
                 self.number
             ),
@@ -186,7 +193,7 @@ mod tests {
 
     /// Input, row of the first target and targets of every window.
     fn cut(windows: Windows, tokens: &[u32]) -> Vec<(Vec<u32>, usize, Vec<u32>)> {
-        windows.cut(tokens).map(|w| (w.input, w.row, w.targets.to_vec())).collect()
+        windows.cut(&[tokens.to_vec()]).map(|w| (w.input, w.row, w.targets.to_vec())).collect()
     }
 
     #[test]
@@ -225,11 +232,23 @@ mod tests {
             let windows = Windows { stride, ..Windows::of(5) };
             for n in 2..40 {
                 let tokens: Vec<u32> = (0..n).collect();
-                let scored: Vec<u32> = windows.cut(&tokens).flat_map(|w| w.targets.to_vec()).collect();
+                let scored: Vec<u32> =
+                    windows.cut(&[tokens.clone()]).flat_map(|w| w.targets.to_vec()).collect();
                 let side_by_side = |t: &u32| stride < 5 || !t.is_multiple_of(5);
                 assert_eq!(scored, (1..n).filter(side_by_side).collect::<Vec<_>>(), "{n} tokens, {stride}");
             }
         }
+    }
+
+    #[test]
+    fn no_window_goes_from_one_text_into_the_next() {
+        let texts = [vec![10, 11, 12], vec![], vec![13], vec![14, 15]];
+        let windows = Windows::of(2);
+        let cut: Vec<_> = windows.cut(&texts).map(|w| (w.number, w.input, w.targets.to_vec())).collect();
+        assert_eq!(cut, [(0, vec![10, 11], vec![11]), (1, vec![14, 15], vec![15])]);
+        let front = Windows { bos: Some(1), ..windows };
+        let inputs: Vec<_> = front.cut(&texts).map(|w| w.input).collect();
+        assert_eq!(inputs, [vec![1, 10, 11], vec![1, 12], vec![1, 13], vec![1, 14, 15]]);
     }
 
     #[test]

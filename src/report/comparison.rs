@@ -1,31 +1,29 @@
+use std::path::Path;
+
 use serde::Serialize;
 
-use super::{Align, Table, percent};
-use crate::checkpoint::{Checkpoint, CheckpointError, Stored, TensorClass};
-use crate::evaluate::{ImageSet, Score, WeightErrors, classify, time_per_sample};
-use crate::model::{ModelError, Sequential};
+use super::cost::{Cost, Memory, Pricing};
+use super::environment::Environment;
+use super::input::InputFile;
+use super::keep::{self, Keep, Verdict};
+use super::layers::{self, LayerError, NotCompared};
+use super::manifest::Made;
+use super::metric;
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::evaluate::{Better, Score};
 
-/// Version of the JSON that a comparison serializes to.
-const SCHEMA: u32 = 1;
-
-/// Samples that go through the network at once when it is timed.
-const TIMED_BATCH: usize = 100;
-
-/// The layer that lost most.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct WorstLayer {
-    /// Its name.
-    pub name: String,
-    /// How far it is from the source.
-    #[serde(flatten)]
-    pub errors: WeightErrors,
-}
+/// Version of the JSON that a [`Comparison`] serializes to.
+pub const SCHEMA: u32 = 2;
 
 /// One checkpoint of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Variant {
     /// What it is called in the tables.
     pub name: String,
+    /// Place among the variants of the one that it is compared with; `None` of a reference.
+    pub reference: Option<usize>,
+    /// Its safetensors files.
+    pub files: Vec<InputFile>,
     /// Bytes of its safetensors files.
     pub file_bytes: u64,
     /// Bytes of its linear, convolution and embedding weights: values, positions, scales and zero points.
@@ -36,23 +34,39 @@ pub struct Variant {
     pub weight_ratio: f64,
     /// What was measured.
     pub scores: Vec<Score>,
-    /// What was lost of each score against the reference, in the score's unit.
-    pub drops: Vec<f64>,
-    /// Median time of a sample in microseconds, 100 at a time.
-    pub microseconds_per_sample: Option<f64>,
+    /// What was lost of each score against the reference, in the score's unit: positive is worse. `None` where the
+    /// reference has no such score.
+    pub drops: Vec<Option<f64>>,
+    /// What it needs to be held.
+    pub memory: Memory,
+    /// What running it costs, if there is a price and a score of throughput.
+    pub cost: Option<Cost>,
     /// The layer that is furthest from the reference; `None` if all are exact.
-    pub worst_layer: Option<WorstLayer>,
+    pub worst_layer: Option<LayerError>,
+    /// Every tensor of floats, as it is held against the reference's; empty of a reference.
+    pub layers: Vec<LayerError>,
     /// Tensors that could not be compared with the reference's.
     pub not_compared: Vec<NotCompared>,
+    /// How it was made, if `tersor.json` beside it tells.
+    pub made: Option<Made>,
 }
 
-/// A tensor that stands in a checkpoint or in its reference, and could not be compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NotCompared {
-    /// Its name.
-    pub name: String,
-    /// Why not: it is missing on one side, or has another shape.
-    pub reason: String,
+impl Variant {
+    /// The first score that tells how good its answers are.
+    pub fn quality(&self) -> Option<&Score> {
+        self.scores.iter().find(|score| !metric::is_resource(score))
+    }
+
+    /// Its score of the same task and metric.
+    pub fn same(&self, score: &Score) -> Option<&Score> {
+        self.scores.iter().find(|own| own.task == score.task && own.metric == score.metric)
+    }
+
+    /// What it lost of a score of its own.
+    pub(super) fn drop_of(&self, score: &Score) -> Option<f64> {
+        let place = self.scores.iter().position(|own| own == score)?;
+        self.drops.get(place).copied().flatten()
+    }
 }
 
 /// Checkpoints side by side, each compared with a reference that it was made from.
@@ -62,21 +76,27 @@ pub struct NotCompared {
 ///
 /// let source = Checkpoint::open("fixtures/fashion-mlp")?;
 /// let mut comparison = Comparison::new();
-/// comparison.add_reference("source", &source, None)?;
-/// comparison.add("int8", &Checkpoint::open("out-int8")?, None)?;
+/// // what a task says of each goes where the empty lists stand
+/// comparison.add_reference("source", &source, Vec::new())?;
+/// comparison.add("int8", &Checkpoint::open("out-int8")?, Vec::new())?;
 /// println!("{}", comparison.table());
-/// # Ok::<(), tersor::ModelError>(())
+/// std::fs::write("report.html", comparison.to_html()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Comparison<'a> {
     /// Version of this schema.
     pub schema: u32,
-    /// Version of tersor.
-    pub tersor: &'static str,
-    /// Threads that the measurements used.
-    pub threads: usize,
+    /// Where and when it was made.
+    pub environment: Environment,
+    /// The files that the scores were measured on.
+    pub data: Vec<InputFile>,
+    /// What running the models is paid with, if [`price`](Self::price) was called.
+    pub pricing: Option<Pricing>,
     /// The checkpoints.
     pub variants: Vec<Variant>,
+    /// Which is the cheapest that is good enough, one for every reference, if [`keep`](Self::keep) was called.
+    pub verdicts: Vec<Verdict>,
     /// The reference that was added last, and its place among the variants.
     #[serde(skip)]
     reference: Option<(&'a Checkpoint, usize)>,
@@ -93,159 +113,122 @@ impl<'a> Comparison<'a> {
     pub fn new() -> Self {
         Self {
             schema: SCHEMA,
-            tersor: env!("CARGO_PKG_VERSION"),
-            threads: rayon::current_num_threads(),
+            environment: Environment::current(),
+            data: Vec::new(),
+            pricing: None,
             variants: Vec::new(),
+            verdicts: Vec::new(),
             reference: None,
         }
     }
 
-    /// Measures a checkpoint, against which those that follow are held. Without images only sizes and errors are
-    /// compared.
+    /// Adds a checkpoint against which those that follow are held, with what was measured of it.
     ///
     /// # Errors
-    /// When the checkpoint cannot be read or run.
+    /// When the checkpoint cannot be read.
     pub fn add_reference(
         &mut self,
         name: &str,
         checkpoint: &'a Checkpoint,
-        images: Option<&ImageSet>,
-    ) -> Result<(), ModelError> {
+        scores: Vec<Score>,
+    ) -> Result<(), CheckpointError> {
         self.reference = None;
-        self.add(name, checkpoint, images)?;
+        self.add(name, checkpoint, scores)?;
         self.reference = Some((checkpoint, self.variants.len() - 1));
         Ok(())
     }
 
-    /// Measures a checkpoint and compares it with the reference that was added last.
+    /// Adds a checkpoint, with what was measured of it, and compares it with the reference that was added last, one tensor
+    /// at a time.
     ///
     /// # Errors
-    /// When a checkpoint cannot be read or run.
+    /// When a checkpoint cannot be read, or the manifest beside it is none that tersor wrote.
     pub fn add(
         &mut self,
         name: &str,
         checkpoint: &Checkpoint,
-        images: Option<&ImageSet>,
-    ) -> Result<(), ModelError> {
-        let (mut scores, mut microseconds_per_sample) = (Vec::new(), None);
-        if let Some(images) = images {
-            let model = Sequential::open(checkpoint)?;
-            scores.push(classify(&model, images)?);
-            let time = time_per_sample(&model, images, TIMED_BATCH)?;
-            microseconds_per_sample = Some(time.as_secs_f64() * 1e6);
-        }
+        scores: Vec<Score>,
+    ) -> Result<(), CheckpointError> {
+        let (layers, not_compared) = match self.reference {
+            Some((reference, _)) => layers::compare(reference, checkpoint)?,
+            None => (Vec::new(), Vec::new()),
+        };
         let file_bytes = checkpoint.file_bytes();
-        let weight_bytes = weight_bytes(checkpoint);
-        let base = self.reference.map(|(_, index)| &self.variants[index]);
-        let ratio = |before: Option<u64>, after: u64| before.unwrap_or(after) as f64 / after.max(1) as f64;
-        let (worst_layer, not_compared) = match self.reference {
-            Some((reference, _)) => compare_layers(reference, checkpoint)?,
-            None => (None, Vec::new()),
-        };
-        let variant = Variant {
+        let mut variant = Variant {
             name: name.to_owned(),
+            reference: None,
+            files: checkpoint.files().map(InputFile::read).collect::<Result<_, _>>()?,
             file_bytes,
-            weight_bytes,
-            file_ratio: ratio(base.map(|b| b.file_bytes), file_bytes),
-            weight_ratio: ratio(base.map(|b| b.weight_bytes), weight_bytes),
-            drops: match base {
-                Some(base) => base.scores.iter().zip(&scores).map(|(a, b)| a.value - b.value).collect(),
-                None => vec![0.0; scores.len()],
-            },
+            weight_bytes: layers::weight_bytes(checkpoint),
+            file_ratio: 1.0,
+            weight_ratio: 1.0,
+            drops: vec![Some(0.0); scores.len()],
+            memory: Memory::of(file_bytes, &scores),
             scores,
-            microseconds_per_sample,
-            worst_layer,
+            cost: None,
+            worst_layer: layers::worst(&layers).cloned(),
+            layers,
             not_compared,
+            made: Made::read(checkpoint.path())?,
         };
+        if let Some((_, place)) = self.reference {
+            let base = &self.variants[place];
+            let ratio = |before: u64, after: u64| before as f64 / after.max(1) as f64;
+            variant.reference = Some(place);
+            variant.file_ratio = ratio(base.file_bytes, variant.file_bytes);
+            variant.weight_ratio = ratio(base.weight_bytes, variant.weight_bytes);
+            variant.drops = drops(base, &variant.scores);
+        }
         self.variants.push(variant);
         Ok(())
     }
 
-    /// One row per checkpoint.
-    pub fn table(&self) -> Table {
-        let mut table = Table::new([
-            ("model", Align::Left),
-            ("file bytes", Align::Right),
-            ("smaller", Align::Right),
-            ("weights smaller", Align::Right),
-            ("accuracy", Align::Right),
-            ("drop", Align::Right),
-            ("µs/sample", Align::Right),
-            ("worst layer", Align::Left),
-            ("rel. error", Align::Right),
-        ]);
-        for variant in &self.variants {
-            let worst = variant.worst_layer.as_ref();
-            table.row([
-                variant.name.clone().into(),
-                variant.file_bytes.into(),
-                format!("{:.2}×", variant.file_ratio).into(),
-                format!("{:.2}×", variant.weight_ratio).into(),
-                variant.scores.first().map_or("–".to_owned(), |s| format!("{:.2}%", s.value)).into(),
-                variant.drops.first().map_or("–".to_owned(), |d| format!("{d:+.2}")).into(),
-                variant.microseconds_per_sample.map_or("–".to_owned(), |t| format!("{t:.2}")).into(),
-                match (worst.map_or("–", |w| w.name.as_str()), variant.not_compared.len()) {
-                    (name, 0) => name.to_owned(),
-                    (name, n) => format!("{name}; {n} not compared"),
-                }
-                .into(),
-                worst.map_or("0".to_owned(), |w| percent(w.errors.relative)).into(),
-            ]);
+    /// Names a file that the scores were measured on.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn add_data(&mut self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
+        self.data.push(InputFile::read(path)?);
+        Ok(())
+    }
+
+    /// Works out what running each variant costs that has a score of throughput. To be called when all are added.
+    pub fn price(&mut self, pricing: Pricing) {
+        for place in 0..self.variants.len() {
+            let base = self.variants[place].reference.unwrap_or(place);
+            // of a reference: itself, so that it is one time as cheap and saves nothing
+            let base = Cost::of(&self.variants[base].scores, &pricing, None);
+            self.variants[place].cost = Cost::of(&self.variants[place].scores, &pricing, base.as_ref());
         }
-        table
+        self.pricing = Some(pricing);
+    }
+
+    /// Says of each reference which of its variants is the cheapest that keeps so much of the first score of quality: by
+    /// what running it costs, after [`price`](Self::price); else by its size. To be called when all are added.
+    pub fn keep(&mut self, keep: Keep) {
+        let verdicts = self.references().map(|(place, _)| keep::judge(self, place, keep)).collect();
+        self.verdicts = verdicts;
+    }
+
+    /// The references, each with its place among the variants.
+    pub fn references(&self) -> impl Iterator<Item = (usize, &Variant)> {
+        self.variants.iter().enumerate().filter(|(_, variant)| variant.reference.is_none())
+    }
+
+    /// The variants that are compared with one reference, each with its place.
+    pub fn variants_of(&self, reference: usize) -> impl Iterator<Item = (usize, &Variant)> {
+        self.variants.iter().enumerate().filter(move |(_, variant)| variant.reference == Some(reference))
     }
 }
 
-fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
-    let is_weight = |class| matches!(class, TensorClass::Linear | TensorClass::Conv | TensorClass::Embedding);
-    checkpoint
-        .entries()
-        .iter()
-        .filter(|e| is_weight(e.class))
-        .map(|e| match &e.stored {
-            Stored::Compressed(form) => form.bytes().total(),
-            Stored::Plain(_) => e.bytes,
+/// What was lost of each score.
+fn drops(base: &Variant, scores: &[Score]) -> Vec<Option<f64>> {
+    let lost = |score: &Score| {
+        let before = base.same(score)?.value;
+        Some(match score.better {
+            Better::Higher => before - score.value,
+            Better::Lower => score.value - before,
         })
-        .sum()
-}
-
-/// The layer that is furthest from the reference, and the tensors that cannot be held against it.
-fn compare_layers(
-    reference: &Checkpoint,
-    checkpoint: &Checkpoint,
-) -> Result<(Option<WorstLayer>, Vec<NotCompared>), CheckpointError> {
-    let mut worst: Option<WorstLayer> = None;
-    let mut not_compared = Vec::new();
-    let mut leave_out =
-        |name: &str, reason: String| not_compared.push(NotCompared { name: name.to_owned(), reason });
-    for entry in reference.entries() {
-        let Ok(other) = checkpoint.entry(&entry.name) else {
-            leave_out(&entry.name, "it is missing".into());
-            continue;
-        };
-        if entry.shape != other.shape {
-            leave_out(&entry.name, format!("shape {:?} became {:?}", entry.shape, other.shape));
-            continue;
-        }
-        if entry.precision().is_some() != other.precision().is_some() {
-            leave_out(&entry.name, format!("{} became {}", entry.describe(), other.describe()));
-            continue;
-        }
-        if entry.precision().is_none() || entry.elements() == 0 {
-            continue;
-        }
-        let errors = WeightErrors::between(&reference.values(&entry.name)?, &checkpoint.values(&entry.name)?);
-        reference.release_entry(entry);
-        checkpoint.release_entry(other);
-        // NaN is worse than anything
-        if errors.relative.is_nan() || errors.relative > worst.as_ref().map_or(0.0, |w| w.errors.relative) {
-            worst = Some(WorstLayer { name: entry.name.clone(), errors });
-        }
-    }
-    for other in checkpoint.entries() {
-        if reference.entry(&other.name).is_err() {
-            leave_out(&other.name, "the reference has no such tensor".into());
-        }
-    }
-    Ok((worst, not_compared))
+    };
+    scores.iter().map(lost).collect()
 }

@@ -2,6 +2,8 @@ use std::fmt;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, TableStyle};
 
+use super::number::group_digits;
+
 /// A line under the headings and nothing else.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
@@ -24,7 +26,7 @@ pub enum Cell {
 }
 
 impl Cell {
-    fn for_readers(&self) -> String {
+    pub(super) fn for_readers(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Count(number) => group_digits(*number),
@@ -57,19 +59,6 @@ impl From<u64> for Cell {
     }
 }
 
-/// 1234567 → `1,234,567`.
-fn group_digits(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.char_indices() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// Rows under headings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -88,6 +77,14 @@ impl Table {
         let mut cells: Vec<Cell> = cells.into_iter().take(self.headings.len()).collect();
         cells.resize(self.headings.len(), Cell::Text(String::new()));
         self.rows.push(cells);
+    }
+
+    pub(super) fn headings(&self) -> &[(String, Align)] {
+        &self.headings
+    }
+
+    pub(super) fn rows(&self) -> &[Vec<Cell>] {
+        &self.rows
     }
 
     /// As a Markdown table.

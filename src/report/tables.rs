@@ -1,3 +1,4 @@
+use super::number::percent;
 use super::{Align, Table};
 use crate::checkpoint::Entry;
 use crate::pipeline::{LayerReport, Plan, Verification};
@@ -106,9 +107,4 @@ pub fn verification_table(verification: &Verification) -> Table {
         ]);
     }
     table
-}
-
-/// A fraction in percent.
-pub(crate) fn percent(fraction: f64) -> String {
-    format!("{:.1}%", fraction * 100.0)
 }

@@ -12,5 +12,6 @@ mod networks;
 mod output;
 mod recipes;
 mod refused;
+mod report;
 mod styles;
 mod tasks;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use serde_json::Value;
-use tersor::DType;
+use tersor::{DType, Task};
 
 use crate::args;
 use crate::common::{Folder, f32s, safetensors, stored};
@@ -29,7 +29,7 @@ fn unzipped(name: &str) -> Vec<u8> {
 }
 
 /// The first `n` images of the test set and their labels, not compressed.
-fn first_images(folder: &Folder, n: u32) -> [PathBuf; 2] {
+pub(crate) fn first_images(folder: &Folder, n: u32) -> [PathBuf; 2] {
     let pixels = &unzipped("t10k-images-idx3-ubyte.gz")[16..][..n as usize * 784];
     let labels = &unzipped("t10k-labels-idx1-ubyte.gz")[8..][..n as usize];
     [
@@ -97,14 +97,17 @@ fn fixture_networks_know_fashion_and_compressed_ones_too() {
             assert!((before - after).abs() < 5.0, "{network} {preset}: {before} → {after}");
         }
         let (_work, output, _) = compressed(&source, &["--preset", "int8"]);
-        let task = args!["--task", "classify", "--images", images, "--labels", labels];
+        let task =
+            args!["--task", "classify,latency", "--batch", "100", "--images", images, "--labels", labels];
         let compare = args!["compare", source, output, "--json"].into_iter().chain(task);
         let json = tersor(compare).json();
         let variants = json["variants"].as_array().unwrap();
         assert_eq!(variants[0]["scores"][0]["value"], before);
         let drop = before - variants[1]["scores"][0]["value"].as_f64().unwrap();
         assert_eq!(variants[1]["drops"][0], drop);
-        assert!(variants[1]["microseconds_per_sample"].as_f64().unwrap() > 0.0);
+        let scores = variants[1]["scores"].as_array().unwrap();
+        let throughput = scores.iter().find(|score| score["metric"] == "samples_per_second").unwrap();
+        assert!(throughput["value"].as_f64().unwrap() > 0.0);
         assert!(variants[1]["weight_ratio"].as_f64().unwrap() > 3.5, "{json}");
     }
 }
@@ -128,13 +131,21 @@ fn the_demo_writes_its_report_and_can_be_repeated() {
     let json = tersor(&demo).json();
     // two networks, and each in twelve ways
     assert_eq!(json["variants"].as_array().unwrap().len(), 26);
-    assert_eq!(names(&output), ["models", "report.json", "report.md"]);
+    assert_eq!(names(&output), ["models", "report.html", "report.json", "report.md"]);
     assert_eq!(names(&output.join("models")).len(), 24);
     let report: Value = serde_json::from_slice(&fs::read(output.join("report.json")).unwrap()).unwrap();
     assert_eq!(report, json);
     assert_contains(
         &fs::read_to_string(output.join("report.md")).unwrap(),
         &["100 images", "fashion-mlp-2-4-int8", "| fashion-lenet-70%-global-int4 |"],
+    );
+
+    let page = fs::read_to_string(output.join("report.html")).unwrap();
+    assert_eq!(crate::report::embedded(&page), json);
+    // each network has figures of its own
+    assert_contains(
+        &page,
+        &["quality-size-1-title", "quality-size-2-title", "fashion-lenet-70%-global-int4"],
     );
 
     // what is not the demo's stays, and stops it
@@ -333,6 +344,6 @@ fn a_network_that_gives_nan_has_no_accuracy() {
     folder.put("labels", idx(&[1], &[0]));
     let images = tersor::ImageSet::open(folder.path().join("images"), folder.path().join("labels")).unwrap();
     let model = tersor::Sequential::open(&folder.open().unwrap()).unwrap();
-    let error = tersor::classify(&model, &images).unwrap_err();
+    let error = tersor::Classification { images }.score(&model).unwrap_err();
     assert!(error.to_string().contains("NaN for sample 0, class 1"), "{error}");
 }
