@@ -4,8 +4,8 @@ use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use tersor::evaluate::{self, Agreement, SentencePair, StsPair, Windows};
 use tersor::{
-    ActivationCodes, Activations, Checkpoint, Classification, Execution, ImageSet, Latency, Network,
-    Perplexity, Similarity, Task, Tokenizer,
+    ActivationCodes, Activations, Checkpoint, Classification, Execution, Generation, ImageSet, Latency,
+    Network, Perplexity, Similarity, Task, Tokenizer,
 };
 
 use super::Failure;
@@ -50,7 +50,7 @@ pub(super) struct TaskArgs {
     /// `latency`: inputs that go through together [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// `latency`: tokens of a sequence [default: 128]
+    /// `latency`: tokens of a sequence; `generation`: tokens to add [default: 128]
     #[arg(long, value_name = "N")]
     length: Option<usize>,
     /// How activations enter products with integer weights
@@ -70,14 +70,26 @@ enum TaskName {
     Sts,
     /// Times of a pass, throughput and memory: --batch, --length
     Latency,
+    /// How fast a language model goes on with a text, token by token: --length
+    Generation,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ActivationChoice {
+pub(super) enum ActivationChoice {
     /// As they are
     Float,
     /// Rounded to 8 bits, every token with its own scale
     Int8,
+}
+
+impl ActivationChoice {
+    pub(super) fn execution(choice: Option<Self>) -> Execution {
+        let activations = match choice {
+            None | Some(Self::Float) => Activations::Float,
+            Some(Self::Int8) => Activations::Int8(ActivationCodes::PerToken),
+        };
+        Execution { activations }
+    }
 }
 
 /// Where the reference of a task comes from.
@@ -92,7 +104,7 @@ pub(super) enum Reference {
 impl TaskArgs {
     /// Checks that every option belongs to a task and that none is missing, as clap does for what it knows of.
     pub(super) fn check(&self, reference: Reference) -> Result<(), (ErrorKind, String)> {
-        use TaskName::{Agreement, Classify, Latency, Perplexity, Sts};
+        use TaskName::{Agreement, Classify, Generation, Latency, Perplexity, Sts};
         let required = reference == Reference::Option;
         let agreement: &[TaskName] = if required { &[Agreement] } else { &[] };
         // option, whether it is given, the tasks that take it, and those that need it
@@ -107,7 +119,7 @@ impl TaskArgs {
             ("--bos", self.bos, &[Perplexity, Agreement], &[]),
             ("--split", self.split.is_some(), &[Perplexity, Agreement], &[]),
             ("--batch", self.batch.is_some(), &[Latency], &[]),
-            ("--length", self.length.is_some(), &[Latency], &[]),
+            ("--length", self.length.is_some(), &[Latency, Generation], &[]),
         ];
         for (option, given, takers, needers) in options {
             let chosen = |tasks: &[TaskName]| self.task.iter().copied().find(|task| tasks.contains(task));
@@ -133,11 +145,7 @@ impl TaskArgs {
 
     /// How the networks run.
     pub(super) fn execution(&self) -> Execution {
-        let activations = match self.activations {
-            None | Some(ActivationChoice::Float) => Activations::Float,
-            Some(ActivationChoice::Int8) => Activations::Int8(ActivationCodes::PerToken),
-        };
-        Execution { activations }
+        ActivationChoice::execution(self.activations)
     }
 
     /// The network that `--reference` names, with its activations as they are: rounding is what it is there to judge.
@@ -189,6 +197,10 @@ impl TaskArgs {
                 Box::new(Agreement { reference, texts, windows })
             }
             TaskName::Sts => Box::new(self.pairs(checkpoint)?),
+            TaskName::Generation => {
+                let default = Generation::default();
+                Box::new(Generation { length: self.length.unwrap_or(default.length), ..default })
+            }
             TaskName::Latency => {
                 let default = Latency::default();
                 let batch = self.batch.unwrap_or(default.batch);
