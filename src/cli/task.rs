@@ -23,7 +23,8 @@ pub(super) struct TaskArgs {
     /// The text (UTF-8) of `perplexity` and `agreement`, or the pairs of `sts` as sts-test.csv has them
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// `perplexity`, `agreement`: tokens that go through the model together [default: 512]
+    /// `perplexity`, `agreement`: tokens that go through the model together [default: 512]; `generation`: of the prompt [default:
+    /// 16]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// `perplexity`, `agreement`: tokens from one window to the next [default: the context]
@@ -70,7 +71,7 @@ enum TaskName {
     Sts,
     /// Times of a pass, throughput and memory: --batch, --length
     Latency,
-    /// How fast a language model goes on with a text, token by token: --length
+    /// How fast a language model goes on with a text, token by token: --context, --length
     Generation,
 }
 
@@ -113,7 +114,7 @@ impl TaskArgs {
             ("--labels", self.labels.is_some(), &[Classify], &[Classify]),
             ("--data", self.data.is_some(), &[Perplexity, Agreement, Sts], &[Perplexity, Agreement, Sts]),
             ("--reference", self.reference.is_some(), agreement, agreement),
-            ("--context", self.context.is_some(), &[Perplexity, Agreement], &[]),
+            ("--context", self.context.is_some(), &[Perplexity, Agreement, Generation], &[]),
             ("--stride", self.stride.is_some(), &[Perplexity, Agreement], &[]),
             ("--max-tokens", self.max_tokens.is_some(), &[Perplexity, Agreement, Sts], &[]),
             ("--bos", self.bos, &[Perplexity, Agreement], &[]),
@@ -199,7 +200,11 @@ impl TaskArgs {
             TaskName::Sts => Box::new(self.pairs(checkpoint)?),
             TaskName::Generation => {
                 let default = Generation::default();
-                Box::new(Generation { length: self.length.unwrap_or(default.length), ..default })
+                Box::new(Generation {
+                    prompt: self.context.unwrap_or(default.prompt),
+                    length: self.length.unwrap_or(default.length),
+                    ..default
+                })
             }
             TaskName::Latency => {
                 let default = Latency::default();

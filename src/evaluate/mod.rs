@@ -9,7 +9,7 @@
 //! | [`Agreement`] | [`LanguageModel`](crate::LanguageModel) | `kl`, `kl_p999`, `top1_agreement` with a reference |
 //! | [`Similarity`] | [`SentenceEncoder`](crate::SentenceEncoder) | `spearman`, `pearson` |
 //! | [`Classification`] | [`Classifier`](crate::Classifier) | `accuracy` |
-//! | [`Generation`] | [`Decoder`](crate::Decoder) | `tokens_per_second` |
+//! | [`Generation`] | [`Decoder`](crate::Decoder) | `tokens_per_second`, `prefill_tokens_per_second` |
 //! | [`Latency`] | any of them | `latency_p50`, `latency_p95`, throughput, `peak_memory` |
 
 mod agreement;
