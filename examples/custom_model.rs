@@ -14,7 +14,19 @@
 //! `target/custom_model`, gets a page of HTML, with its plots beside it.
 //!
 //! ```text
-//! TABLE
+//! model      file bytes   accuracy   calibration error
+//! ────────────────────────────────────────────────────
+//! dense       1,066,928     89.82%               1.28%
+//! fp8           270,728     89.83%               1.38%
+//! int8          271,096     89.84%               1.28%
+//! int4          146,264     89.70%               1.16%
+//! int3          113,736     88.83%               1.34%
+//! int2           79,600     84.24%               1.10%
+//! 50%           568,818     89.59%               0.98%
+//! 2:4           568,752     86.38%               0.62%
+//! 2:4+int4      113,008     86.63%               1.03%
+//!
+//! report and plots in target/custom_model
 //! ```
 
 use std::error::Error;
