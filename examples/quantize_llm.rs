@@ -10,11 +10,38 @@
 //! SmolLM2-135M-Instruct in f16 and the test set of WikiText-2:
 //!
 //! ```text
-//! TABLE
+//! model          bits per weight    file bytes   perplexity         more
+//! ──────────────────────────────────────────────────────────────────────
+//! dense                    16.00   269,060,280        30.36        +0.0%
+//! int8                      8.02   163,299,168        30.46        +0.3%
+//! int6-g64                  6.25   139,767,048        31.77        +4.7%
+//! int4-g128                 4.14   111,703,984        81.43      +168.2%
+//! int4-g64                  4.25   113,224,432        68.15      +124.5%
+//! int4-g32                  4.50   116,542,440        50.04       +64.8%
+//! int4-g32-mse              4.50   116,542,440        49.99       +64.7%
+//! int3-g32                  3.50   103,271,104       802.96     +2544.9%
+//! fp8                       8.02   163,266,584        31.26        +3.0%
+//! 2:4                       9.00   176,246,744     61755.68   +203318.8%
+//!
+//! model          The three most important things to know about the Moon are
+//! ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+//! dense          …:  1. The Moon is a celestial body that orbits the Earth.
+//! int8           …:  1. The Moon is a celestial body that orbits the Earth.
+//! int6-g64       …:  1. The Moon is a celestial body that orbits the Earth.
+//! int4-g128      … the 3. The 3. The 4. The 5.
+//! int4-g64       … the 200-year cycle of the Moon, the cycles of the
+//! int4-g32       … the gravitational pull, the gravitational pull of the Earth, and the gravitational pull of
+//! int4-g32-mse   … its phases and phases of the Moon's cycle. The Earth's orbit around the
+//! int3-g32       …?"  " 'T''? '' and'''? '
+//! fp8            …:  1. The Moon is a celestial body that orbits the Earth.
+//! 2:4            … different syce al f f and dialects usuris say think imagine peoples think global
+//!
+//! report and plots in target/quantize_llm
 //! ```
 //!
 //! Bits are those of the layers that a recipe names, scales and positions included; the embeddings, which are the output
-//! layer too, stay as they are.
+//! layer too, stay as they are. Nothing is calibrated or retrained: 8 and 6 bits do without, 4 bits and fewer do not in a model as small
+//! as this, and 2:4 by magnitude leaves less than guessing, whose perplexity is the vocabulary's 49,152.
 
 use std::error::Error;
 use std::fs;
