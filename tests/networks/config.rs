@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tersor::{Network, OutputFormat, Plan, PresetOptions, Recipe};
 
+use crate::common::Folder;
 use crate::model::{Model, open};
 
 /// Keys without which nobody knows the network, and that count something.
@@ -206,7 +207,8 @@ fn a_network_of_another_kind_is_refused_and_can_still_be_compressed() {
     let source = folder.open().unwrap();
     let options = PresetOptions { format: Some(OutputFormat::Tersor), ..PresetOptions::default() };
     let recipe = Recipe::preset("int8", options).unwrap();
-    let output = folder.path().join("out");
+    let beside = Folder::new();
+    let output = beside.path().join("out");
     let plan = Plan::new(&source, &recipe).unwrap();
     let run = plan.run(&output, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
     // seven layers in each of two blocks

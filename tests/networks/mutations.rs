@@ -123,9 +123,10 @@ fn absurd_configurations_never_panic() {
         let good = survive(&folder, "absurd", || {
             let mut config = model.config.clone();
             for _ in 0..=random.below(3) {
-                let nested = config.get("rope_parameters").is_some_and(serde_json::Value::is_object);
-                let object =
-                    if nested && random.below(2) == 0 { &mut config["rope_parameters"] } else { &mut config };
+                let parameters = config.get("rope_parameters").and_then(serde_json::Value::as_object);
+                let nested =
+                    parameters.is_some_and(|parameters| !parameters.is_empty()) && random.below(2) == 0;
+                let object = if nested { &mut config["rope_parameters"] } else { &mut config };
                 let keys: Vec<String> = object.as_object().unwrap().keys().cloned().collect();
                 let key = &keys[random.below(keys.len())];
                 object[key] = serde_json::from_str(values[random.below(values.len())]).unwrap();

@@ -41,8 +41,7 @@ fn logits(folder: &Path, _: &str) -> Result<(), Failed> {
 }
 
 fn wikitext(folder: &Path, _: &str) -> Result<(), Failed> {
-    // the text lies in the zoo
-    let Some(zoo) = std::env::var_os("TERSOR_ZOO") else { return Err("TERSOR_ZOO is not set".into()) };
+    let zoo = std::env::var_os("TERSOR_ZOO").ok_or("the text lies in TERSOR_ZOO, which is not set")?;
     let checkpoint = Checkpoint::open(folder)?;
     let ids = tokens(&checkpoint, &text(&Path::new(&zoo).join("text/wikitext2-test.txt"))?, 18_438_876)?;
     let (value, samples) = perplexity(&checkpoint, FLOAT, &[ids], Windows::of(512))?;
