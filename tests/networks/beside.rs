@@ -141,7 +141,9 @@ fn pooling_is_what_its_name_says() {
                 let mut expected: Vec<f64> = rows.columns().into_iter().map(column).collect();
                 if normalize {
                     let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
-                    expected.iter_mut().for_each(|x| *x /= norm);
+                    for x in &mut expected {
+                        *x /= norm;
+                    }
                 }
                 for (a, b) in embedding.iter().zip(expected) {
                     assert!((f64::from(*a) - b).abs() < 1e-6 * (1.0 + b.abs()), "{config}: {a} {b}");

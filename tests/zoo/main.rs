@@ -1,4 +1,4 @@
-//! Real models, from the folder that the environment variable `TERSOR_ZOO` names; SmolLM2 from that of `TERSOR_SMOLLM2`.
+//! Real models, from the folder that the environment variable `TERSOR_ZOO` names; `SmolLM2` from that of `TERSOR_SMOLLM2`.
 //!
 //! Without its variable a test is reported as ignored. Networks are held against what transformers computed with them,
 //! in `fixtures/golden/zoo`, whose README has the protocols.

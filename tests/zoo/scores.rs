@@ -71,7 +71,8 @@ fn no_bos(zoo: &Path, model: &str) -> Result<(), Failed> {
     let ids = tokens(&checkpoint, &text(&zoo.join("text/tinystories.txt"))?, 1_438_335)?;
     check(ids[..8] == [385, 328, 432, 261, 376, 298, 315, 421], || format!("{:?}", &ids[..8]))?;
     for (context, scored, expected) in [(512, 4088, 8.019_971), (256, 4080, 7.006_918)] {
-        let (value, samples) = perplexity(&checkpoint, FLOAT, &[ids.clone()], Windows::of(context))?;
+        let (value, samples) =
+            perplexity(&checkpoint, FLOAT, std::slice::from_ref(&ids), Windows::of(context))?;
         check_near(&format!("context {context}"), value, expected, 1e-4)?;
         check(samples == scored, || format!("{samples} scores"))?;
     }
