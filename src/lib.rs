@@ -24,8 +24,8 @@ pub use checkpoint::{
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
 pub use evaluate::{
-    Better, Classification, EvaluateError, ImageSet, Latency, Perplexity, Score, Similarity, Task,
-    WeightErrors, Windows,
+    Better, Classification, EvaluateError, Generation, ImageSet, Latency, Perplexity, Score, Similarity,
+    Task, WeightErrors, Windows,
 };
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};

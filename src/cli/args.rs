@@ -9,7 +9,7 @@ use tersor::report::{Keep, Pricing};
 use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
 
 use super::Failure;
-use super::task::{Reference, TaskArgs};
+use super::task::{ActivationChoice, Reference, TaskArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -70,7 +70,7 @@ pub(super) struct Common {
     /// Number of threads; by default as many as there are cores
     #[arg(long, global = true, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
-    /// Seed of everything random; no method that this version offers draws random numbers
+    /// Seed of everything random
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
     /// No progress bar and no notes on stderr
@@ -90,6 +90,8 @@ pub(super) enum Command {
     Eval(EvalArgs),
     /// Put checkpoints side by side: size, accuracy, time, worst layer
     Compare(CompareArgs),
+    /// Go on with a text
+    Generate(GenerateArgs),
     /// Check a compressed folder against its source
     Verify(VerifyArgs),
     /// Compress two small networks in many ways and show what each costs
@@ -305,4 +307,29 @@ pub(super) struct DemoArgs {
     /// Where the fixture networks and images are; by default `fixtures` here or where tersor was built
     #[arg(long, value_name = "DIR")]
     pub(super) fixtures: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor generate SmolLM2-135M-int8 --prompt 'The lighthouse was built'
+  tersor generate stories260k --prompt 'Once upon a time' --temperature 0.8 --top-p 0.9 --seed 7")]
+pub(super) struct GenerateArgs {
+    /// A decoder with its tokenizer, compressed or not
+    pub(super) model: PathBuf,
+    /// The text to go on with
+    #[arg(long, value_name = "TEXT")]
+    pub(super) prompt: String,
+    /// Most tokens to add
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(super) max_new_tokens: usize,
+    /// Draw tokens at random, from logits divided by this; without it the likeliest is taken
+    #[arg(long, value_name = "T")]
+    pub(super) temperature: Option<f64>,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, requires = "temperature")]
+    pub(super) top_p: f64,
+    /// How activations enter products with integer weights
+    #[arg(long, value_name = "HOW")]
+    pub(super) activations: Option<ActivationChoice>,
 }

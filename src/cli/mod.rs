@@ -6,6 +6,7 @@ mod compress;
 mod demo;
 mod eval;
 mod files;
+mod generate;
 mod inspect;
 mod output;
 mod plan;
@@ -70,6 +71,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Command::Compress(args) => compress::run(args, &output),
         Command::Eval(args) => eval::run(args, &output),
         Command::Compare(args) => compare::run(args, &output),
+        Command::Generate(args) => generate::run(args, arguments.common.seed, &output),
         Command::Verify(args) => verify::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
     }

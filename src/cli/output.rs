@@ -56,6 +56,11 @@ impl Output {
         }
     }
 
+    /// Whether results are for readers, not for programs.
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self.style, Style::Terminal)
+    }
+
     /// A remark on stderr.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {

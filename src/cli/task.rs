@@ -4,8 +4,8 @@ use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use tersor::evaluate::{self, Agreement, SentencePair, StsPair, Windows};
 use tersor::{
-    ActivationCodes, Activations, Checkpoint, Classification, Execution, ImageSet, Latency, Network,
-    Perplexity, Similarity, Task, Tokenizer,
+    ActivationCodes, Activations, Checkpoint, Classification, Execution, Generation, ImageSet, Latency,
+    Network, Perplexity, Similarity, Task, Tokenizer,
 };
 
 use super::Failure;
@@ -23,7 +23,8 @@ pub(super) struct TaskArgs {
     /// The text (UTF-8) of `perplexity` and `agreement`, or the pairs of `sts` as sts-test.csv has them
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// `perplexity`, `agreement`: tokens that go through the model together [default: 512]
+    /// `perplexity`, `agreement`: tokens that go through the model together [default: 512]; `generation`: of the prompt [default:
+    /// 16]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// `perplexity`, `agreement`: tokens from one window to the next [default: the context]
@@ -50,7 +51,7 @@ pub(super) struct TaskArgs {
     /// `latency`: inputs that go through together [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// `latency`: tokens of a sequence [default: 128]
+    /// `latency`: tokens of a sequence; `generation`: tokens to add [default: 128]
     #[arg(long, value_name = "N")]
     length: Option<usize>,
     /// How activations enter products with integer weights
@@ -70,14 +71,26 @@ enum TaskName {
     Sts,
     /// Times of a pass, throughput and memory: --batch, --length
     Latency,
+    /// How fast a language model goes on with a text, token by token: --context, --length
+    Generation,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ActivationChoice {
+pub(super) enum ActivationChoice {
     /// As they are
     Float,
     /// Rounded to 8 bits, every token with its own scale
     Int8,
+}
+
+impl ActivationChoice {
+    pub(super) fn execution(choice: Option<Self>) -> Execution {
+        let activations = match choice {
+            None | Some(Self::Float) => Activations::Float,
+            Some(Self::Int8) => Activations::Int8(ActivationCodes::PerToken),
+        };
+        Execution { activations }
+    }
 }
 
 /// Where the reference of a task comes from.
@@ -92,7 +105,7 @@ pub(super) enum Reference {
 impl TaskArgs {
     /// Checks that every option belongs to a task and that none is missing, as clap does for what it knows of.
     pub(super) fn check(&self, reference: Reference) -> Result<(), (ErrorKind, String)> {
-        use TaskName::{Agreement, Classify, Latency, Perplexity, Sts};
+        use TaskName::{Agreement, Classify, Generation, Latency, Perplexity, Sts};
         let required = reference == Reference::Option;
         let agreement: &[TaskName] = if required { &[Agreement] } else { &[] };
         // option, whether it is given, the tasks that take it, and those that need it
@@ -101,13 +114,13 @@ impl TaskArgs {
             ("--labels", self.labels.is_some(), &[Classify], &[Classify]),
             ("--data", self.data.is_some(), &[Perplexity, Agreement, Sts], &[Perplexity, Agreement, Sts]),
             ("--reference", self.reference.is_some(), agreement, agreement),
-            ("--context", self.context.is_some(), &[Perplexity, Agreement], &[]),
+            ("--context", self.context.is_some(), &[Perplexity, Agreement, Generation], &[]),
             ("--stride", self.stride.is_some(), &[Perplexity, Agreement], &[]),
             ("--max-tokens", self.max_tokens.is_some(), &[Perplexity, Agreement, Sts], &[]),
             ("--bos", self.bos, &[Perplexity, Agreement], &[]),
             ("--split", self.split.is_some(), &[Perplexity, Agreement], &[]),
             ("--batch", self.batch.is_some(), &[Latency], &[]),
-            ("--length", self.length.is_some(), &[Latency], &[]),
+            ("--length", self.length.is_some(), &[Latency, Generation], &[]),
         ];
         for (option, given, takers, needers) in options {
             let chosen = |tasks: &[TaskName]| self.task.iter().copied().find(|task| tasks.contains(task));
@@ -133,11 +146,7 @@ impl TaskArgs {
 
     /// How the networks run.
     pub(super) fn execution(&self) -> Execution {
-        let activations = match self.activations {
-            None | Some(ActivationChoice::Float) => Activations::Float,
-            Some(ActivationChoice::Int8) => Activations::Int8(ActivationCodes::PerToken),
-        };
-        Execution { activations }
+        ActivationChoice::execution(self.activations)
     }
 
     /// The network that `--reference` names, with its activations as they are: rounding is what it is there to judge.
@@ -189,6 +198,14 @@ impl TaskArgs {
                 Box::new(Agreement { reference, texts, windows })
             }
             TaskName::Sts => Box::new(self.pairs(checkpoint)?),
+            TaskName::Generation => {
+                let default = Generation::default();
+                Box::new(Generation {
+                    prompt: self.context.unwrap_or(default.prompt),
+                    length: self.length.unwrap_or(default.length),
+                    ..default
+                })
+            }
             TaskName::Latency => {
                 let default = Latency::default();
                 let batch = self.batch.unwrap_or(default.batch);

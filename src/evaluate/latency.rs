@@ -18,8 +18,8 @@ const TASK: &str = "latency";
 /// - `latency_p50` and `latency_p95`: milliseconds of a pass, their median and 95th percentile. Their 95 % intervals end
 ///   at two of the times, found by the binomial distribution (order statistics); too few rounds for that, as 30 are for
 ///   the upper end of p95, end at the slowest.
-/// - `tokens_per_second` of a language model that reads `length` tokens (prefill), `sentences_per_second` of an encoder,
-///   `samples_per_second` of a classifier: what goes through in a pass / `latency_p50`.
+/// - `tokens_per_second` of a language model that reads `length` tokens (prefill), `samples_per_second` of an encoder and
+///   of a classifier: what goes through in a pass / `latency_p50`.
 /// - `peak_memory`: the most bytes of the whole process that were in memory meanwhile, weights and mapped files included.
 ///   Only where Linux tells (`VmHWM`, reset through `/proc/self/clear_refs`); elsewhere there is no such score. A single
 ///   reading: its interval is the value itself.
@@ -71,7 +71,7 @@ impl Task<dyn SentenceEncoder + '_> for Latency {
         let sentence = vec![0; self.length];
         let sentences = vec![sentence.as_slice(); self.batch];
         let place = format!("{TASK} (batch {} × {} tokens)", self.batch, self.length);
-        self.measure(&place, ("sentences_per_second", self.batch), || Ok(encoder.embed(&sentences)?))
+        self.measure(&place, ("samples_per_second", self.batch), || Ok(encoder.embed(&sentences)?))
     }
 }
 
@@ -248,7 +248,7 @@ mod tests {
         let scores = latency.score(&encoder as &dyn SentenceEncoder).unwrap();
         assert_eq!(encoder.lengths.into_inner().unwrap(), [[9; 6], [9; 6], [9; 6]]);
         assert_eq!(scores[2].task, "latency (batch 6 × 9 tokens)");
-        let rate = value(&scores, "sentences_per_second");
+        let rate = value(&scores, "samples_per_second");
         assert!((rate - 6e3 / value(&scores, "latency_p50")).abs() < 1e-6 * rate, "{scores:?}");
         let scores = latency.score(&Brightest(4) as &dyn Classifier).unwrap();
         assert_eq!((scores[2].task.as_str(), scores[2].unit.as_str()), ("latency (batch 6)", "samples/s"));

@@ -9,11 +9,13 @@
 //! | [`Agreement`] | [`LanguageModel`](crate::LanguageModel) | `kl`, `kl_p999`, `top1_agreement` with a reference |
 //! | [`Similarity`] | [`SentenceEncoder`](crate::SentenceEncoder) | `spearman`, `pearson` |
 //! | [`Classification`] | [`Classifier`](crate::Classifier) | `accuracy` |
+//! | [`Generation`] | [`Decoder`](crate::Decoder) | `tokens_per_second`, `prefill_tokens_per_second` |
 //! | [`Latency`] | any of them | `latency_p50`, `latency_p95`, throughput, `peak_memory` |
 
 mod agreement;
 mod classification;
 mod error;
+mod generation;
 mod images;
 mod latency;
 mod memory;
@@ -31,6 +33,7 @@ mod windows;
 pub use agreement::Agreement;
 pub use classification::Classification;
 pub use error::EvaluateError;
+pub use generation::Generation;
 pub use images::{DataError, ImageSet};
 pub use latency::Latency;
 pub use perplexity::Perplexity;

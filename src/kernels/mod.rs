@@ -21,6 +21,7 @@ pub mod quantize;
 pub mod reduce;
 pub(crate) mod rotary;
 pub mod select;
+pub(crate) mod slab;
 pub(crate) mod spare;
 pub(crate) mod view;
 

@@ -144,6 +144,17 @@ impl Network {
         }
     }
 
+    /// As a decoder, which can also go on with a text.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn decoder(&self) -> Result<&Decoder, ModelError> {
+        match self {
+            Self::Decoder(model) => Ok(model),
+            _ => Err(self.is_no("decoder")),
+        }
+    }
+
     /// As a model that embeds sentences.
     ///
     /// # Errors

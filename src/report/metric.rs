@@ -4,7 +4,9 @@ use crate::evaluate::Score;
 
 /// Whether a score tells what running the model takes, not how good its answers are.
 pub(super) fn is_resource(score: &Score) -> bool {
-    is_latency(score) || unit_of_throughput(score).is_some() || score.metric == PEAK_MEMORY
+    is_latency(score)
+        || unit_of_throughput(score).is_some()
+        || [PEAK_MEMORY, "prefill_tokens_per_second"].contains(&score.metric.as_str())
 }
 
 /// Memory that running the model took.

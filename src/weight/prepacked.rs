@@ -283,6 +283,7 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
     let scales = weight
         .scales()
         .map_or_else(Vec::new, |scales| per_output(weight, columns, |tile| scales.scales()[tile]));
+    let scales = Aligned::kept_words(&scales);
     Panels { rows, columns, storage, data, scales, zero_points, code_sums }
 }
 

@@ -19,12 +19,18 @@ pub(in crate::kernels) struct Tile {
     pub(in crate::kernels) rows: usize,
 }
 
-/// Cuts `batch` rows into as few tiles as possible, of nearly equal size.
+/// Cuts `batch` rows into as few tiles as possible: full ones, because the processor foresees what comes as it came before, and
+/// at the end two of nearly equal size, because one of few rows would be slow.
 pub(in crate::kernels) fn tiles(batch: usize) -> impl ExactSizeIterator<Item = Tile> + Clone {
     let count = batch.div_ceil(TILE);
+    let full = if batch.is_multiple_of(TILE) { count } else { count.saturating_sub(2) };
+    let (begin, last) = (full * TILE, count - full);
     (0..count).map(move |i| {
-        let (row, end) = (i * batch / count, (i + 1) * batch / count);
-        Tile { row, rows: end - row }
+        if i < full {
+            return Tile { row: i * TILE, rows: TILE };
+        }
+        let edge = |i: usize| begin + (i - full) * (batch - begin) / last;
+        Tile { row: edge(i), rows: edge(i + 1) - edge(i) }
     })
 }
 
@@ -308,9 +314,11 @@ mod tests {
     fn tiles_cover_every_row_once() {
         for batch in 0..200 {
             let mut next = 0;
+            assert_eq!(tiles(batch).len(), batch.div_ceil(TILE));
             for tile in tiles(batch) {
                 assert_eq!(tile.row, next);
-                assert!((1..=TILE).contains(&tile.rows));
+                let least = if batch < TILE { batch } else { TILE / 2 };
+                assert!((least..=TILE).contains(&tile.rows));
                 next += tile.rows;
             }
             assert_eq!(next, batch);

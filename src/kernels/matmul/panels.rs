@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use crate::kernels::memory::room;
+use crate::kernels::slab::{LARGE_PIECE, Piece};
 
 /// Outputs in a panel: two AVX-512 registers of 32-bit lanes.
 pub(crate) const PANEL: usize = 32;
@@ -138,8 +139,8 @@ pub(crate) struct Panels {
     pub(crate) storage: Storage,
     /// `[panel][block]`, see [`Storage`].
     pub(crate) data: Aligned,
-    /// `[panel][group][32 outputs]`; empty for plain floats.
-    pub(crate) scales: Vec<f32>,
+    /// `[panel][group][32 outputs]`, in `f32`; empty for plain floats.
+    pub(crate) scales: Aligned,
     pub(crate) zero_points: ZeroPoints,
     /// Sum of the unsigned codes, `[panel][group][32 outputs]`; empty unless activations have zero points.
     pub(crate) code_sums: Vec<i32>,
@@ -169,7 +170,7 @@ impl Panels {
             ZeroPoints::All(_) => 0,
             ZeroPoints::Each(each) => each.len(),
         };
-        self.data.bytes().len() + 4 * (self.scales.len() + zero_points + self.code_sums.len())
+        self.data.bytes().len() + self.scales.bytes().len() + 4 * (zero_points + self.code_sums.len())
     }
 }
 
@@ -240,7 +241,7 @@ fn pack(
     place: impl Fn(Group, usize, &[u8], &mut [u8]) + Sync,
 ) -> Aligned {
     let panel_bytes = columns.blocks() * storage.block_bytes();
-    let mut data = Aligned::zeroed(rows.div_ceil(PANEL) * panel_bytes);
+    let mut data = Aligned::kept(rows.div_ceil(PANEL) * panel_bytes);
     if panel_bytes > 0 {
         data.bytes_mut().par_chunks_mut(panel_bytes).enumerate().for_each_init(
             || vec![0u8; row_bytes],
@@ -263,10 +264,13 @@ fn pack(
 struct Line([u8; 64]);
 
 /// Bytes that begin on a cache line.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Aligned {
-    lines: Vec<Line>,
-    len: usize,
+#[derive(Debug)]
+pub(crate) struct Aligned(Memory);
+
+#[derive(Debug)]
+enum Memory {
+    Own { lines: Vec<Line>, len: usize },
+    Shared(Piece),
 }
 
 impl Aligned {
@@ -274,40 +278,87 @@ impl Aligned {
         // with small pages, finding their places would cost a product that streams a large weight a third of its speed
         let mut lines = room(len.div_ceil(64));
         lines.resize(len.div_ceil(64), Line([0; 64]));
-        Self { lines, len }
+        Self(Memory::Own { lines, len })
+    }
+
+    /// For what is kept and read often, such as a weight: small ones share large pages.
+    pub(crate) fn kept(len: usize) -> Self {
+        if len <= LARGE_PIECE { Self(Memory::Shared(Piece::zeroed(len))) } else { Self::zeroed(len) }
+    }
+
+    /// Numbers that are kept and read often.
+    pub(crate) fn kept_words<T: Word>(words: &[T]) -> Self {
+        let mut kept = Self::kept(size_of_val(words));
+        kept.words_mut().copy_from_slice(words);
+        kept
     }
 
     /// Another length; bytes that are new are zero, the others are as they were.
-    pub(crate) fn resize(&mut self, len: usize) {
-        self.lines.resize(len.div_ceil(64), Line([0; 64]));
-        self.len = len;
+    pub(crate) fn resize(&mut self, new: usize) {
+        match &mut self.0 {
+            Memory::Own { lines, len } => {
+                lines.resize(new.div_ceil(64), Line([0; 64]));
+                *len = new;
+            }
+            Memory::Shared(piece) => {
+                let mut own = Self::zeroed(new);
+                let both = new.min(piece.bytes().len());
+                own.bytes_mut()[..both].copy_from_slice(&piece.bytes()[..both]);
+                *self = own;
+            }
+        }
     }
 
     /// Bytes up to which it can grow where it is.
     pub(crate) fn capacity(&self) -> usize {
-        self.lines.capacity() * 64
+        match &self.0 {
+            Memory::Own { lines, .. } => lines.capacity() * 64,
+            Memory::Shared(piece) => piece.bytes().len(),
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: a `Line` is 64 bytes without padding, and `len` bytes of them exist.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        match &self.0 {
+            // SAFETY: a `Line` is 64 bytes without padding, and `len` bytes of them exist.
+            Memory::Own { lines, len } => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), *len) },
+            Memory::Shared(piece) => piece.bytes(),
+        }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        match &mut self.0 {
+            // SAFETY: as above, and the borrow is exclusive.
+            Memory::Own { lines, len } => unsafe {
+                std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), *len)
+            },
+            Memory::Shared(piece) => piece.bytes_mut(),
+        }
     }
 
     /// The bytes as numbers.
     pub(crate) fn words<T: Word>(&self) -> &[T] {
-        // SAFETY: as above; a `Line` is aligned to 64, and every bit pattern is a `T`.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len / size_of::<T>()) }
+        let bytes = self.bytes();
+        // SAFETY: the bytes begin on a cache line, and every bit pattern is a `T`.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
     }
 
     /// The bytes as numbers.
     pub(crate) fn words_mut<T: Word>(&mut self) -> &mut [T] {
+        let bytes = self.bytes_mut();
         // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len / size_of::<T>()) }
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<T>()) }
+    }
+}
+
+impl Clone for Aligned {
+    fn clone(&self) -> Self {
+        Self::kept_words(self.bytes())
+    }
+}
+
+impl PartialEq for Aligned {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
     }
 }
 

@@ -123,7 +123,7 @@ fn int_piece(
 ) {
     let columns = panels.columns;
     let codes = panels.panel(at.panel);
-    let scales = panels.of_panel(at.panel, &panels.scales);
+    let scales = panels.of_panel(at.panel, panels.scales.words());
     let code_sums: &[i32] = if how.has_zero_points() { &panels.code_sums } else { &[] };
     let code_sums = panels.of_panel(at.panel, code_sums);
     let bias = PanelBias::new(epilogue.bias, at.panel);
@@ -212,7 +212,7 @@ fn float_panel(
     at: &At<'_>,
 ) {
     let codes = panels.panel(at.panel);
-    let scales = panels.of_panel(at.panel, &panels.scales);
+    let scales = panels.of_panel(at.panel, panels.scales.words());
     let bias = PanelBias::new(epilogue.bias, at.panel);
     let bytes = panels.storage.block_bytes();
     let tile = at.tiles[0];
@@ -259,7 +259,7 @@ fn float_piece(
         let values = &codes[at.blocks.start * bytes..at.blocks.end * bytes];
         return pass.run(values, scratch.total.words_mut(), at);
     }
-    let scales = panels.of_panel(at.panel, &panels.scales);
+    let scales = panels.of_panel(at.panel, panels.scales.words());
     scratch.wide.reserve::<u8>(value_bytes);
     let mut values = scratch.wide.words_mut::<f32>();
     for segment in at.segments {

@@ -113,7 +113,7 @@ impl Slices {
                 }
             }
         }
-        let mut aligned = Aligned::zeroed(data.len());
+        let mut aligned = Aligned::kept(data.len());
         aligned.bytes_mut().copy_from_slice(&data);
         let columns =
             if two_of_four { Columns::TwoOfFour } else { Columns::Window { columns: window, steps } };
