@@ -102,6 +102,12 @@ impl Network {
     /// When `config.json` names a network that tersor does not run, or tensors are missing or misshapen.
     pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
         let model_type = checkpoint.config().and_then(|config| config.get("model_type"));
+        if let Some(value) = model_type.filter(|value| !value.is_string() && !value.is_null()) {
+            return Err(ModelError::Architecture {
+                path: checkpoint.path().to_path_buf(),
+                reason: format!("config.json: `model_type` is {value}, not a string"),
+            });
+        }
         match model_type.and_then(|value| value.as_str()) {
             // without a description, the tensors may still say what network it is
             None | Some("sequential") => Sequential::open_with(checkpoint, execution).map(Self::Sequential),

@@ -1,6 +1,8 @@
 //! Files and folders for tests, well-formed or not.
 #![allow(dead_code)] // every test target compiles this module and uses some of it
 
+pub(crate) mod damage;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +103,25 @@ pub(crate) fn safetensors(tensors: &[StoredTensor], metadata: &BTreeMap<String, 
         header.insert(tensor.name.clone(), info);
     }
     raw(Value::Object(header).to_string(), &data)
+}
+
+/// The same network with the dense values of every weight, in `f32`.
+pub(crate) fn dequantized(checkpoint: &Checkpoint) -> Folder {
+    let dense = |entry: &tersor::Entry| {
+        let values = checkpoint.dense(&entry.name).unwrap();
+        stored(&entry.name, DType::F32, &entry.shape, f32s(&values))
+    };
+    let tensors: Vec<_> = checkpoint.entries().iter().map(dense).collect();
+    let folder = Folder::new();
+    folder.put("model.safetensors", safetensors(&tensors, &BTreeMap::new()));
+    if let Ok(tokenizer) = std::fs::read(checkpoint.path().join("tokenizer.json")) {
+        folder.put("tokenizer.json", tokenizer);
+    }
+    let mut config = checkpoint.config().unwrap().clone();
+    // what says how weights are stored
+    config.as_object_mut().unwrap().remove("quantization_config");
+    folder.put("config.json", config.to_string());
+    folder
 }
 
 /// Opens a checkpoint and reads everything in it in every way there is.

@@ -58,6 +58,11 @@ impl KeyValues {
         Self { heads, head_dim, capacity: 0, len: 0, written: 0, keys: none(), values: none() }
     }
 
+    /// Number of heads, and of a head's values.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.heads, self.head_dim]
+    }
+
     /// Number of tokens.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -111,8 +111,8 @@ impl Decoder {
         let tensors = Tensors { checkpoint, execution, prefix };
         let embedding = tensors.embedding("embed_tokens", [config.vocab_size, config.hidden])?;
         let mut blocks = Vec::new();
-        for (block, window) in config.windows.iter().enumerate() {
-            blocks.push(Block::open(&tensors, &config, block, *window)?);
+        for block in 0..config.blocks {
+            blocks.push(Block::open(&tensors, &config, block)?);
         }
         let norm = tensors.vector("norm.weight", config.hidden)?;
         let head = if config.tied {
@@ -247,9 +247,15 @@ impl Decoder {
     /// The result has `vocab_size` values.
     ///
     /// # Errors
-    /// When there are no tokens, one is beyond the vocabulary, or there are too many together with those in the cache; the
-    /// cache then is as before.
+    /// When there are no tokens, one is beyond the vocabulary, or there are too many together with those in the cache; or the
+    /// cache is of a decoder of another shape. The cache then is as before.
     pub fn extend(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let is_ours =
+            |memory: &KeyValues| memory.shape() == [self.shape.key_value_heads, self.shape.head_dim];
+        if cache.blocks.len() != self.blocks.len() || !cache.blocks.iter().all(is_ours) {
+            let reason = "the cache is of another decoder: its blocks or heads are others; use that of `Decoder::cache`";
+            return Err(ModelError::Tokens { reason: reason.into() });
+        }
         in_pool(|| {
             let hidden = self.hidden(tokens, cache.len, Memory::OfAllBlocks(&mut cache.blocks), &mut None)?;
             cache.len += tokens.len();
@@ -304,12 +310,7 @@ impl LanguageModel for Decoder {
 }
 
 impl Block {
-    fn open(
-        tensors: &Tensors<'_>,
-        config: &DecoderConfig,
-        block: usize,
-        window: Option<usize>,
-    ) -> Result<Self, ModelError> {
+    fn open(tensors: &Tensors<'_>, config: &DecoderConfig, block: usize) -> Result<Self, ModelError> {
         let DecoderConfig { hidden, intermediate, head_dim, .. } = *config;
         let (queries, keys) = (config.heads * head_dim, config.key_value_heads * head_dim);
         let at = |name: &str| format!("layers.{block}.{name}");
@@ -328,7 +329,7 @@ impl Block {
             value: linear("self_attn.v_proj", [keys, hidden], qkv_bias)?,
             output: linear("self_attn.o_proj", [hidden, queries], config.output_bias)?,
             query_key_norm,
-            window,
+            window: config.window(block),
             feed_forward_norm: norm("post_attention_layernorm", hidden)?,
             gate: linear("mlp.gate_proj", [intermediate, hidden], mlp_bias)?,
             up: linear("mlp.up_proj", [intermediate, hidden], mlp_bias)?,

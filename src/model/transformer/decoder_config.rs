@@ -23,8 +23,22 @@ pub(super) struct DecoderConfig {
     pub(super) feed_forward_bias: bool,
     /// Whether every head's query and key is normalized.
     pub(super) query_key_norm: bool,
-    /// For every block, how many tokens its attention looks back.
-    pub(super) windows: Vec<Option<usize>>,
+    /// Number of blocks.
+    pub(super) blocks: usize,
+    windows: Windows,
+}
+
+/// Which blocks look back only so far.
+struct Windows {
+    /// Tokens that a query sees, itself included.
+    window: Option<usize>,
+    blocks: Windowed,
+}
+
+enum Windowed {
+    From(usize),
+    /// One flag per block.
+    Those(Vec<bool>),
 }
 
 /// The `model_type`s of decoders that share one forward pass.
@@ -75,12 +89,22 @@ impl DecoderConfig {
             feed_forward_bias: model_type == "llama" && keys.flag_or("mlp_bias", false)?,
             query_key_norm: model_type == "qwen3",
             windows: windows(keys, model_type, blocks)?,
+            blocks,
         })
+    }
+
+    /// How many tokens a block's attention looks back, if not to the first.
+    pub(super) fn window(&self, block: usize) -> Option<usize> {
+        let is_windowed = match &self.windows.blocks {
+            Windowed::From(first) => block >= *first,
+            Windowed::Those(blocks) => blocks.get(block).copied().unwrap_or(false),
+        };
+        self.windows.window.filter(|_| is_windowed)
     }
 }
 
 /// Which blocks look back only so far, as each kind of model decides it.
-fn windows(keys: Keys<'_>, model_type: &str, blocks: usize) -> Result<Vec<Option<usize>>, ModelError> {
+fn windows(keys: Keys<'_>, model_type: &str, blocks: usize) -> Result<Windows, ModelError> {
     let window = match model_type {
         "mistral" => keys.optional_count("sliding_window")?,
         "qwen2" | "qwen3" if keys.flag_or("use_sliding_window", false)? => {
@@ -91,18 +115,18 @@ fn windows(keys: Keys<'_>, model_type: &str, blocks: usize) -> Result<Vec<Option
     // a window that is there is used by all blocks of a Mistral, and by a Qwen's from a certain one on
     let first = if model_type == "mistral" { 0 } else { keys.index_or("max_window_layers", 28)? };
     let Some(types) = keys.strings("layer_types")?.filter(|_| model_type != "mistral") else {
-        return Ok((0..blocks).map(|block| window.filter(|_| block >= first)).collect());
+        return Ok(Windows { window, blocks: Windowed::From(first) });
     };
     if types.len() != blocks {
         return Err(keys.error(format!("`layer_types` has {} entries for {blocks} layers", types.len())));
     }
     let of = |kind: &&str| match *kind {
-        "full_attention" => Ok(None),
-        "sliding_attention" => match window {
-            Some(window) => Ok(Some(window)),
-            None => Err(keys.error("`layer_types` asks for sliding attention, but there is no window")),
-        },
+        "full_attention" => Ok(false),
+        "sliding_attention" if window.is_some() => Ok(true),
+        "sliding_attention" => {
+            Err(keys.error("`layer_types` asks for sliding attention, but there is no window"))
+        }
         other => Err(keys.error(format!("`layer_types` names `{other}`, which tersor does not run"))),
     };
-    types.iter().map(of).collect()
+    Ok(Windows { window, blocks: Windowed::Those(types.iter().map(of).collect::<Result<_, _>>()?) })
 }

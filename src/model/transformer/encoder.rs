@@ -195,7 +195,7 @@ impl Encoder {
         lengths: &[usize],
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<(), ModelError> {
-        let tokens = lengths.iter().sum::<usize>();
+        let tokens = lengths.iter().fold(0usize, |all, length| all.saturating_add(*length));
         if hidden.ncols() != self.width {
             return Err(ModelError::Input { expected: self.width, actual: hidden.ncols() });
         }

@@ -39,7 +39,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the prompt is empty or too long, or has a token beyond the vocabulary; when sampling is asked for that makes no
-    /// sense, or the network gives NaN.
+    /// sense, or the network gives NaN or an infinity.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -88,7 +88,7 @@ impl Sampler {
     }
 
     fn choose(&mut self, logits: &mut [f32], position: usize) -> Result<u32, ModelError> {
-        if let Some((class, value)) = logits.iter().enumerate().find(|(_, x)| x.is_nan()) {
+        if let Some((class, value)) = logits.iter().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(ModelError::NonFinite { sample: position, class, value: *value });
         }
         let best = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
@@ -162,7 +162,9 @@ mod tests {
         }
         let mut sampler = Sampler::new(Sampling::Greedy).unwrap();
         assert_eq!(sampler.choose(&mut [1.0, 3.0, 3.0], 0).unwrap(), 1);
-        let error = sampler.choose(&mut [1.0, f32::NAN], 5).unwrap_err().to_string();
-        assert!(error.contains("NaN for sample 5, class 1"), "{error}");
+        for (value, says) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+            let error = sampler.choose(&mut [1.0, value], 5).unwrap_err().to_string();
+            assert!(error.contains(&format!("gives {says} for sample 5, class 1")), "{error}");
+        }
     }
 }

@@ -1,20 +1,14 @@
-//! Real models, from the folder that the environment variable `TERSOR_ZOO` names.
-//!
-//! Without the variable every test is reported as ignored. Every model is opened, compressed in several ways, read again
-//! and held against its source; networks with test data are scored.
+//! Files: every model is compressed in several ways, read again and held against its source; perceptrons are scored.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use tersor::{
-    Checkpoint, Classification, CpuLevel, FloatType, ImageSet, OutputFormat, Plan, PresetOptions, Recipe,
-    Sequential, Stored, Task, VerifyOptions, verify,
+    Checkpoint, Classification, CpuLevel, FloatType, ImageSet, Plan, Recipe, Sequential, Stored, Task,
+    VerifyOptions, verify,
 };
 
-/// Compressed with and without an output format that is read by others.
-const PRESETS: [&str; 10] =
-    ["fp16", "bf16", "fp8", "int8", "int8-asym", "int4", "int3-asym", "2:4+int8", "50%", "90%-global+int4"];
+use crate::{Add, PRESETS, check, go, level_is_mine, options};
 
 const MODELS: [&str; 8] = [
     "stories260k",
@@ -27,39 +21,22 @@ const MODELS: [&str; 8] = [
     "awkward/stories260K-sharded",
 ];
 
-fn main() {
-    let zoo = std::env::var_os("TERSOR_ZOO").map(PathBuf::from);
-    let mut trials = Vec::new();
-    let mut add = |name: String, run: fn(&Path, &str) -> Result<(), Failed>, of: &'static str| {
-        let folder = zoo.clone();
-        let trial = Trial::test(name, move || run(&folder.unwrap_or_default(), of));
-        trials.push(trial.with_ignored_flag(zoo.is_none()));
-    };
+pub(crate) fn add(add: &mut Add<'_>) {
     for model in MODELS {
-        add(format!("compress_{model}"), compress_every_way, model);
-        add(format!("same_bytes_everywhere_{model}"), same_bytes_everywhere, model);
+        add(&format!("compress_{model}"), compress_every_way, model);
+        add(&format!("same_bytes_everywhere_{model}"), same_bytes_everywhere, model);
     }
     for file in ["lenet-300-100/dense.safetensors", "lenet-300-100/dynamic-network-surgery.safetensors"] {
-        add(format!("compress_{file}"), compress_every_way, file);
+        add(&format!("compress_{file}"), compress_every_way, file);
     }
     for dtype in ["B", "H", "I", "b", "d", "e", "f", "h", "i", "overall"] {
-        add(format!("dtype_{dtype}"), one_dtype, dtype);
+        add(&format!("dtype_{dtype}"), one_dtype, dtype);
     }
-    add("lenet_accuracy".into(), lenet_accuracy, "dense");
-    add("pruned_lenet_accuracy".into(), pruned_lenet_accuracy, "dynamic-network-surgery");
-    add("shards_hold_the_same_model".into(), shards_hold_the_same_model, "");
-    add("half_precision_files_hold_the_rounded_model".into(), half_precision, "");
-    add("f8_file_with_scales_is_read".into(), f8_with_scales, "");
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-fn go(_: tersor::pipeline::Progress<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn options() -> PresetOptions {
-    // most of these models have rows that no common group size divides
-    PresetOptions { format: Some(OutputFormat::Tersor), ..PresetOptions::default() }
+    add("lenet_accuracy", lenet_accuracy, "dense");
+    add("pruned_lenet_accuracy", pruned_lenet_accuracy, "dynamic-network-surgery");
+    add("shards_hold_the_same_model", shards_hold_the_same_model, "");
+    add("half_precision_files_hold_the_rounded_model", half_precision, "");
+    add("f8_file_with_scales_is_read", f8_with_scales, "");
 }
 
 fn compress_every_way(zoo: &Path, model: &str) -> Result<(), Failed> {
@@ -96,12 +73,12 @@ fn compress_every_way(zoo: &Path, model: &str) -> Result<(), Failed> {
 fn same_bytes_everywhere(zoo: &Path, model: &str) -> Result<(), Failed> {
     let checkpoint = Checkpoint::open(zoo.join(model))?;
     let folder = tempfile::tempdir()?;
+    let _level = level_is_mine();
     for preset in ["bf16", "fp8", "int8", "int4-asym", "2:4+int8", "90%-global+int4"] {
         let recipe = Recipe::preset(preset, options())?;
         let mut first = None;
         for level in CpuLevel::ALL.into_iter().filter(|level| *level <= CpuLevel::detected()) {
             for threads in [1, 2] {
-                // other tests that run meanwhile are none the wiser: they get the same results
                 level.set_current()?;
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
                 let output = folder.path().join("out");
@@ -114,7 +91,7 @@ fn same_bytes_everywhere(zoo: &Path, model: &str) -> Result<(), Failed> {
             }
         }
     }
-    Ok(CpuLevel::detected().set_current()?)
+    Ok(())
 }
 
 /// Every file of a folder, sorted by name.
@@ -223,8 +200,4 @@ fn f8_with_scales(zoo: &Path, _: &str) -> Result<(), Failed> {
         compressed += 1;
     }
     check(compressed == 35, || format!("{compressed} compressed weights, expected 7 in each of 5 layers"))
-}
-
-fn check(holds: bool, message: impl Fn() -> String) -> Result<(), Failed> {
-    if holds { Ok(()) } else { Err(message().into()) }
 }
