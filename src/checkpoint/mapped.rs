@@ -28,6 +28,9 @@ impl MappedTensor {
 
 impl fmt::Debug for MappedTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MappedTensor").field("span", &self.span).field("float", &self.float).finish()
+        f.debug_struct("MappedTensor")
+            .field("span", &self.span)
+            .field("float", &self.float)
+            .finish_non_exhaustive()
     }
 }

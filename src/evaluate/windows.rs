@@ -233,7 +233,7 @@ mod tests {
             for n in 2..40 {
                 let tokens: Vec<u32> = (0..n).collect();
                 let scored: Vec<u32> =
-                    windows.cut(&[tokens.clone()]).flat_map(|w| w.targets.to_vec()).collect();
+                    windows.cut(std::slice::from_ref(&tokens)).flat_map(|w| w.targets.to_vec()).collect();
                 let side_by_side = |t: &u32| stride < 5 || !t.is_multiple_of(5);
                 assert_eq!(scored, (1..n).filter(side_by_side).collect::<Vec<_>>(), "{n} tokens, {stride}");
             }

@@ -86,14 +86,11 @@ impl Piece {
         let room = len.next_multiple_of(LINE);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let (slab, used) = &mut *current;
-        let slab = match slab.upgrade().filter(|_| *used + room <= SLAB) {
-            Some(slab) => slab,
-            None => {
-                let new = Arc::new(Slab::new());
-                (*slab, *used) = (Arc::downgrade(&new), 0);
-                new
-            }
-        };
+        let slab = slab.upgrade().filter(|_| *used + room <= SLAB).unwrap_or_else(|| {
+            let new = Arc::new(Slab::new());
+            (*slab, *used) = (Arc::downgrade(&new), 0);
+            new
+        });
         let start = *used;
         *used += room;
         Self { slab, start, len }

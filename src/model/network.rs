@@ -90,9 +90,9 @@ pub enum Network {
     /// A list of layers.
     Sequential(Sequential),
     /// A transformer that embeds sentences.
-    Encoder(Encoder),
+    Encoder(Box<Encoder>),
     /// A transformer that predicts tokens.
-    Decoder(Decoder),
+    Decoder(Box<Decoder>),
 }
 
 impl Network {
@@ -111,8 +111,10 @@ impl Network {
         match model_type.and_then(|value| value.as_str()) {
             // without a description, the tensors may still say what network it is
             None | Some("sequential") => Sequential::open_with(checkpoint, execution).map(Self::Sequential),
-            Some("bert") => Encoder::open(checkpoint, execution).map(Self::Encoder),
-            Some(name) if DECODERS.contains(&name) => Decoder::open(checkpoint, execution).map(Self::Decoder),
+            Some("bert") => Encoder::open(checkpoint, execution).map(Box::new).map(Self::Encoder),
+            Some(name) if DECODERS.contains(&name) => {
+                Decoder::open(checkpoint, execution).map(Box::new).map(Self::Decoder)
+            }
             Some(other) => Err(ModelError::Architecture {
                 path: checkpoint.path().to_path_buf(),
                 reason: format!(
@@ -139,7 +141,7 @@ impl Network {
     /// When it is none.
     pub fn language_model(&self) -> Result<&dyn LanguageModel, ModelError> {
         match self {
-            Self::Decoder(model) => Ok(model),
+            Self::Decoder(model) => Ok(model.as_ref()),
             _ => Err(self.is_no("language model")),
         }
     }
@@ -150,7 +152,7 @@ impl Network {
     /// When it is none.
     pub fn decoder(&self) -> Result<&Decoder, ModelError> {
         match self {
-            Self::Decoder(model) => Ok(model),
+            Self::Decoder(model) => Ok(model.as_ref()),
             _ => Err(self.is_no("decoder")),
         }
     }
@@ -161,7 +163,7 @@ impl Network {
     /// When it is none.
     pub fn sentence_encoder(&self) -> Result<&dyn SentenceEncoder, ModelError> {
         match self {
-            Self::Encoder(model) => Ok(model),
+            Self::Encoder(model) => Ok(model.as_ref()),
             _ => Err(self.is_no("sentence encoder")),
         }
     }

@@ -16,7 +16,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = rounded - ROUND;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let mut p = 0.001_395_740_9;
-    p = p * r + 0.008_375_970_6;
+    p = p * r + 0.008_375_971;
     p = p * r + 0.041_666_06;
     p = p * r + 0.166_664_05;
     p = p * r + 0.5;
@@ -72,7 +72,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 /// The same, approximated: `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`.
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    const SQRT_8_OVER_PI: f32 = 1.595_769_1;
+    const SQRT_8_OVER_PI: f32 = 1.595_769;
     x * sigmoid(SQRT_8_OVER_PI * (x + 0.044_715 * x * x * x))
 }
 

@@ -336,9 +336,10 @@ unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTil
             let finish = &mut tile.finish;
             let mut scales = [_mm512_set1_ps(if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 }); 2];
             if !finish.scales.is_empty() {
-                for half in 0..2 {
-                    scales[half] = _mm512_mul_ps(load(finish.scales, group, half), scales[half]);
-                }
+                scales = [
+                    _mm512_mul_ps(load(finish.scales, group, 0), scales[0]),
+                    _mm512_mul_ps(load(finish.scales, group, 1), scales[1]),
+                ];
             }
             let add = finish.add || group > 0;
             let last = if group + 1 == tile.groups { finish.last.as_ref() } else { None };

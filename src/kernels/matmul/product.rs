@@ -44,8 +44,8 @@ pub(crate) struct Product<'a> {
 }
 
 /// Activations in the form that each of some products wants; those that want the same share it.
-fn share<'a, K: PartialEq, T>(
-    products: &[Product<'a>],
+fn share<K: PartialEq, T>(
+    products: &[Product<'_>],
     key: impl Fn(&Panels) -> K,
     new: impl Fn(&K) -> T,
 ) -> (Vec<T>, Vec<usize>) {
@@ -62,7 +62,7 @@ fn share<'a, K: PartialEq, T>(
 }
 
 /// Products without columns or activations are done at once.
-fn with_columns<'a>(products: Vec<Product<'a>>, batch: usize) -> Vec<Product<'a>> {
+fn with_columns(products: Vec<Product<'_>>, batch: usize) -> Vec<Product<'_>> {
     let mut rest = Vec::with_capacity(products.len());
     for product in products {
         if batch == 0 || product.panels.columns.cols() == 0 {

@@ -57,6 +57,7 @@ pub(super) fn dots(
 
 /// # Safety
 /// `rows` must hold `DOT_ROWS · cols` values of this kind, `x` `BATCH · cols`.
+#[allow(clippy::needless_range_loop)] // of two and three arrays at once
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 unsafe fn dots_of<const KIND: u8, const BATCH: usize>(
     rows: &[u8],

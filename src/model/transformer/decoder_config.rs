@@ -5,6 +5,7 @@ use crate::kernels::activate::Activation;
 use crate::model::ModelError;
 
 /// What `config.json` says of a decoder like LLaMA.
+#[allow(clippy::struct_excessive_bools)] // as config.json has them
 pub(super) struct DecoderConfig {
     pub(super) model_type: String,
     pub(super) vocab_size: usize,

@@ -7,7 +7,7 @@ use crate::weight::CompressedWeight;
 pub(super) enum Embedding {
     Mapped(MappedMatrix),
     /// In the form in which it is stored.
-    Compressed(CompressedWeight),
+    Compressed(Box<CompressedWeight>),
 }
 
 impl Embedding {

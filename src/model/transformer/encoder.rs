@@ -255,27 +255,27 @@ impl Encoder {
         }
         Ok(())
     }
-
-    /// Cuts a batch where what lies between the layers would outgrow the caches.
-    fn parts<'s, 'a>(&self, sentences: &'s [&'a [u32]]) -> Vec<&'s [&'a [u32]]> {
-        let (mut parts, mut rest) = (Vec::new(), sentences);
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = |sentence: &&&[u32]| {
-                tokens += sentence.len();
-                tokens <= PART_TOKENS
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            let part;
-            (part, rest) = rest.split_at(count);
-            parts.push(part);
-        }
-        parts
-    }
 }
 
 /// Tokens that go through the blocks together.
 const PART_TOKENS: usize = 512;
+
+/// Cuts a batch where what lies between the layers would outgrow the caches.
+fn parts<'s, 'a>(sentences: &'s [&'a [u32]]) -> Vec<&'s [&'a [u32]]> {
+    let (mut parts, mut rest) = (Vec::new(), sentences);
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = |sentence: &&&[u32]| {
+            tokens += sentence.len();
+            tokens <= PART_TOKENS
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let part;
+        (part, rest) = rest.split_at(count);
+        parts.push(part);
+    }
+    parts
+}
 
 impl SentenceEncoder for Encoder {
     fn max_tokens(&self) -> usize {
@@ -285,7 +285,7 @@ impl SentenceEncoder for Encoder {
     fn embed(&self, sentences: &[&[u32]]) -> Result<Array2<f32>, ModelError> {
         self.check(sentences)?;
         let mut embeddings = Array2::zeros((sentences.len(), self.width));
-        let parts = self.parts(sentences);
+        let parts = parts(sentences);
         let mut outputs = Vec::with_capacity(parts.len());
         let mut rest = embeddings.as_slice_mut().unwrap_or_default();
         for part in &parts {

@@ -101,7 +101,9 @@ impl Pooling {
             let norm = out.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             // as the reference does for vectors of zeros
             let norm = norm.max(1e-12) as f32;
-            out.iter_mut().for_each(|x| *x /= norm);
+            for x in out {
+                *x /= norm;
+            }
         }
     }
 }

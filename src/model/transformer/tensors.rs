@@ -59,7 +59,7 @@ impl Tensors<'_> {
         self.check_shape(&name, &shape)?;
         Ok(match self.mapped(&name, shape)? {
             Some(matrix) => Embedding::Mapped(matrix),
-            None => Embedding::Compressed(self.checkpoint.weight(&name)?),
+            None => Embedding::Compressed(Box::new(self.checkpoint.weight(&name)?)),
         })
     }
 
