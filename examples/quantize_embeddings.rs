@@ -25,8 +25,9 @@
 //! report and plots in target/quantize_embeddings
 //! ```
 //!
-//! `a8` rounds activations to 8 bits on the way. Half of the file is the table of words, which only the recipe that names embeddings compresses. The 95 % interval of each
-//! correlation is about ±0.02: the pairs do not settle which group size is best.
+//! `a8` rounds activations to 8 bits on the way. Half of the file is the table of words, which only the recipe that names
+//! embeddings compresses. The 95 % interval of each correlation is about ±0.02: the pairs do not settle which group size is
+//! best.
 
 use std::error::Error;
 use std::fs;
