@@ -10,23 +10,24 @@
 //! it. For all-MiniLM-L6-v2 and the 1,379 pairs of the test set, on two cores that were busy with other work too:
 //!
 //! ```text
-//! model                     file bytes   smaller   weights smaller   spearman        drop   p50 latency   peak memory   worst layer                                     rel. error
-//! ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-//! float                     90,868,376     1.00×             1.00×     0.8203          +0      117.8 ms      136.9 MB   –                                                        0
-//! int8                      58,677,256     1.55×             1.55×     0.8199   +0.000412      109.9 ms      107.4 MB   encoder.layer.0.output.dense.weight                   2.1%
-//! int8, 8-bit activations   58,677,256     1.55×             1.55×     0.8182    +0.00209      46.71 ms      107.4 MB   encoder.layer.0.output.dense.weight                   2.1%
-//! int8, words too           23,049,272     3.94×             3.96×     0.8189    +0.00143      46.60 ms      89.75 MB   embeddings.token_type_embeddings.weight               3.4%
-//! int4-g128                 53,547,656     1.70×             1.70×     0.8186    +0.00168      114.6 ms      114.7 MB   encoder.layer.1.output.dense.weight                  14.2%
-//! int4-g64                  53,884,000     1.69×             1.69×     0.8151    +0.00526      118.8 ms      114.9 MB   encoder.layer.1.output.dense.weight                  12.4%
-//! int4-g32                  54,556,800     1.67×             1.67×     0.8187     +0.0016      112.2 ms      114.7 MB   encoder.layer.1.output.dense.weight                  10.8%
-//! fp8                       58,671,464     1.55×             1.55×     0.8207    -0.00036      123.8 ms      114.7 MB   encoder.layer.5.output.dense.weight                   2.6%
-//! 2:4                       70,700,400     1.29×             1.29×     0.7721     +0.0482      213.8 ms      135.1 MB   encoder.layer.4.attention.output.dense.weight        36.5%
+//! model                      file bytes   smaller   weights smaller   spearman        drop   p50 latency   peak memory   worst layer                                     rel. error
+//! ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+//! float                      90,868,376     1.00×             1.00×     0.8203          +0      117.8 ms      136.9 MB   –                                                        0
+//! int8                       58,677,256     1.55×             1.55×     0.8199   +0.000412      109.9 ms      107.4 MB   encoder.layer.0.output.dense.weight                   2.1%
+//! int8-a8                    58,677,256     1.55×             1.55×     0.8182    +0.00209      46.71 ms      107.4 MB   encoder.layer.0.output.dense.weight                   2.1%
+//! int8-a8, embeddings too    23,049,272     3.94×             3.96×     0.8189    +0.00143      46.60 ms      89.75 MB   embeddings.token_type_embeddings.weight               3.4%
+//! int4-g128                  53,547,656     1.70×             1.70×     0.8186    +0.00168      114.6 ms      114.7 MB   encoder.layer.1.output.dense.weight                  14.2%
+//! int4-g64                   53,884,000     1.69×             1.69×     0.8151    +0.00526      118.8 ms      114.9 MB   encoder.layer.1.output.dense.weight                  12.4%
+//! int4-g32                   54,556,800     1.67×             1.67×     0.8187     +0.0016      112.2 ms      114.7 MB   encoder.layer.1.output.dense.weight                  10.8%
+//! fp8                        58,671,464     1.55×             1.55×     0.8207    -0.00036      123.8 ms      114.7 MB   encoder.layer.5.output.dense.weight                   2.6%
+//! 2:4                        70,700,400     1.29×             1.29×     0.7721     +0.0482      213.8 ms      135.1 MB   encoder.layer.4.attention.output.dense.weight        36.5%
 //!
 //! report and plots in target/quantize_embeddings
 //! ```
 //!
-//! Half of the file is the table of words, which only the recipe that names embeddings compresses. The 95 % interval of each
-//! correlation is about ±0.02: the pairs do not settle which group size is best.
+//! `a8` rounds activations to 8 bits on the way. Half of the file is the table of words, which only the recipe that names
+//! embeddings compresses. The 95 % interval of each correlation is about ±0.02: the pairs do not settle which group size is
+//! best.
 
 use std::error::Error;
 use std::fs;
@@ -49,8 +50,12 @@ const INT8: Activations = Activations::Int8(ActivationCodes::PerToken);
 /// Name, recipe, and how activations enter the products.
 const WAYS: [(&str, &str, Activations); 8] = [
     ("int8", "step = [{ quantize = { bits = 8 } }]", FLOAT),
-    ("int8, 8-bit activations", "step = [{ quantize = { bits = 8 } }]", INT8),
-    ("int8, words too", r#"step = [{ quantize = { bits = 8 }, classes = ["linear", "embedding"] }]"#, INT8),
+    ("int8-a8", "step = [{ quantize = { bits = 8 } }]", INT8),
+    (
+        "int8-a8, embeddings too",
+        r#"step = [{ quantize = { bits = 8 }, classes = ["linear", "embedding"] }]"#,
+        INT8,
+    ),
     ("int4-g128", "step = [{ quantize = { bits = 4, group_size = 128 } }]", FLOAT),
     ("int4-g64", "step = [{ quantize = { bits = 4, group_size = 64 } }]", FLOAT),
     ("int4-g32", "step = [{ quantize = { bits = 4, group_size = 32 } }]", FLOAT),
