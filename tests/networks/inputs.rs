@@ -12,7 +12,7 @@ use crate::model::{Model, assert_error};
 /// Takes 64 tokens out of 64.
 fn decoder() -> Decoder {
     match Model::of("llama").open() {
-        Network::Decoder(model) => model,
+        Network::Decoder(model) => *model,
         other => panic!("{other:?}"),
     }
 }
@@ -20,7 +20,7 @@ fn decoder() -> Decoder {
 /// Takes 24 tokens out of 72.
 fn encoder() -> Encoder {
     match Model::of("bert").open() {
-        Network::Encoder(model) => model,
+        Network::Encoder(model) => *model,
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +109,7 @@ fn a_cache_is_as_before_after_a_refusal() {
 #[test]
 fn a_cache_of_another_network_is_refused() {
     let other = |case: &str| match Model::of(case).open() {
-        Network::Decoder(model) => model,
+        Network::Decoder(model) => *model,
         other => panic!("{other:?}"),
     };
     let model = decoder();
