@@ -116,7 +116,7 @@ fn a_cache_of_another_network_is_refused() {
     let mut fewer = Model::of("llama");
     fewer.config["num_hidden_layers"] = 1.into();
     let Network::Decoder(fewer) = fewer.open() else { panic!() };
-    for other in [other("llama-bias"), other("qwen3"), fewer] {
+    for other in [other("llama-bias"), other("qwen3"), *fewer] {
         let says = ["the cache is of another decoder"];
         assert_error(model.extend(&mut other.cache(), &[1, 2]), &says);
         assert_error(other.extend(&mut model.cache(), &[1, 2]), &says);
