@@ -131,7 +131,7 @@ mod tests {
         assert!(line.contains("vocabulary of 6 tokens, but the reference one of 5"), "{line}");
         let short = Bigram::uniform(5).max_tokens(4);
         for (reference, model) in [(&five, &short), (&short, &five)] {
-            let line = refusal(agreement(reference, &[1, 2, 3], Windows::of(5)).score(model));
+            let line = refusal(agreement(reference, &[1, 2, 3], Windows::of(6)).score(model));
             assert!(line.contains("more than the 4 tokens"), "{line}");
         }
         let broken = Bigram::new(5, |_, token| if token == 3 { f32::INFINITY } else { 0.0 });

@@ -142,11 +142,11 @@ mod tests {
             (&[1], Windows::of(4), "a text of 1 tokens has 0 to score"),
             (&[1, 2], Windows::of(4), "a text of 2 tokens has 1 to score"),
             (&text, Windows::of(1), "a context of 1 predicts nothing"),
-            (&text, Windows::of(17), "a context of 17 tokens is more than the 16 tokens"),
+            (&text, Windows::of(18), "a context of 18 tokens is more than the 16 tokens"),
             (
                 &text,
-                Windows { bos: Some(0), ..Windows::of(16) },
-                "a context of 16 tokens and the token in front",
+                Windows { bos: Some(0), ..Windows::of(17) },
+                "a context of 17 tokens and the token in front",
             ),
             (&text, Windows { stride: 0, ..Windows::of(4) }, "a stride of 0 does not fit a context of 4"),
             (&text, Windows { stride: 5, ..Windows::of(4) }, "a stride of 5 does not fit a context of 4"),
@@ -179,6 +179,6 @@ mod tests {
             Perplexity { texts: vec![vec![0, 1, 2]], windows: Windows::of(3) }
                 .score(&Bigram::uniform(5).misshapen()),
         );
-        assert!(line.contains("logits of shape (3, 4), not (3, 5)"), "{line}");
+        assert!(line.contains("logits of shape (2, 4), not (2, 5)"), "{line}");
     }
 }

@@ -54,8 +54,10 @@ impl Windows {
                 "a stride of {stride} does not fit a context of {context}: give 1 to {context}"
             ));
         }
-        let (longest, limit) = (context.saturating_add(usize::from(bos.is_some())), model.max_tokens());
-        if longest > limit {
+        // the last token of a window predicts nothing, and is not fed
+        let fed = context - 1 + usize::from(bos.is_some());
+        let limit = model.max_tokens();
+        if fed > limit {
             let beginning = if bos.is_some() { " and the token in front of it" } else { "" };
             return refuse(format!(
                 "a context of {context} tokens{beginning} is more than the {limit} tokens that the model takes"
@@ -105,7 +107,7 @@ impl Windows {
             let first = seen_before.max(begin + 1 - in_front);
             (first < end).then(|| Window {
                 number,
-                input: bos.into_iter().chain(tokens[begin..end].iter().copied()).collect(),
+                input: bos.into_iter().chain(tokens[begin..end - 1].iter().copied()).collect(),
                 row: first - begin + in_front - 1,
                 position: first,
                 targets: &tokens[first..end],
@@ -119,7 +121,7 @@ impl Windows {
 pub(super) struct Window<'a> {
     /// Which window of all, counted from 0.
     number: usize,
-    /// What the model sees.
+    /// What the model sees: all but the last token, which predicts nothing.
     input: Vec<u32>,
     /// The row of logits that predicts the first target; the others follow.
     row: usize,
@@ -202,15 +204,15 @@ mod tests {
         assert_eq!(
             cut(Windows::of(3), &tokens),
             [
-                (vec![10, 11, 12], 0, vec![11, 12]),
-                (vec![13, 14, 15], 0, vec![14, 15]),
-                (vec![16, 17], 0, vec![17])
+                (vec![10, 11], 0, vec![11, 12]),
+                (vec![13, 14], 0, vec![14, 15]),
+                (vec![16], 0, vec![17])
             ]
         );
         // a last window of one token predicts nothing
         assert_eq!(cut(Windows::of(3), &tokens[..7]).len(), 2);
-        assert_eq!(cut(Windows::of(8), &tokens), [(tokens.to_vec(), 0, tokens[1..].to_vec())]);
-        assert_eq!(cut(Windows::of(9), &tokens), [(tokens.to_vec(), 0, tokens[1..].to_vec())]);
+        assert_eq!(cut(Windows::of(8), &tokens), [(tokens[..7].to_vec(), 0, tokens[1..].to_vec())]);
+        assert_eq!(cut(Windows::of(9), &tokens), [(tokens[..7].to_vec(), 0, tokens[1..].to_vec())]);
         assert_eq!(cut(Windows::of(2), &[]), []);
     }
 
@@ -221,9 +223,9 @@ mod tests {
         assert_eq!(
             cut(windows, &tokens),
             [
-                (vec![10, 11, 12, 13], 0, vec![11, 12, 13]),
-                (vec![12, 13, 14, 15], 1, vec![14, 15]),
-                (vec![14, 15, 16], 1, vec![16])
+                (vec![10, 11, 12], 0, vec![11, 12, 13]),
+                (vec![12, 13, 14], 1, vec![14, 15]),
+                (vec![14, 15], 1, vec![16])
             ]
         );
         // the text ends with a window: there is no further one
@@ -245,10 +247,10 @@ mod tests {
         let texts = [vec![10, 11, 12], vec![], vec![13], vec![14, 15]];
         let windows = Windows::of(2);
         let cut: Vec<_> = windows.cut(&texts).map(|w| (w.number, w.input, w.targets.to_vec())).collect();
-        assert_eq!(cut, [(0, vec![10, 11], vec![11]), (1, vec![14, 15], vec![15])]);
+        assert_eq!(cut, [(0, vec![10], vec![11]), (1, vec![14], vec![15])]);
         let front = Windows { bos: Some(1), ..windows };
         let inputs: Vec<_> = front.cut(&texts).map(|w| w.input).collect();
-        assert_eq!(inputs, [vec![1, 10, 11], vec![1, 12], vec![1, 13], vec![1, 14, 15]]);
+        assert_eq!(inputs, [vec![1, 10], vec![1], vec![1], vec![1, 14]]);
     }
 
     #[test]
@@ -256,11 +258,11 @@ mod tests {
         let tokens = [10, 11, 12, 13];
         assert_eq!(
             cut(Windows { bos: Some(1), ..Windows::of(3) }, &tokens),
-            [(vec![1, 10, 11, 12], 0, vec![10, 11, 12]), (vec![1, 13], 0, vec![13])]
+            [(vec![1, 10, 11], 0, vec![10, 11, 12]), (vec![1], 0, vec![13])]
         );
         assert_eq!(
             cut(Windows { bos: Some(1), stride: 2, ..Windows::of(3) }, &tokens),
-            [(vec![1, 10, 11, 12], 0, vec![10, 11, 12]), (vec![1, 12, 13], 1, vec![13])]
+            [(vec![1, 10, 11], 0, vec![10, 11, 12]), (vec![1, 12], 1, vec![13])]
         );
     }
 }

@@ -129,7 +129,7 @@ fn sentences_are_compared() {
     let json = tersor(args!["eval", model.path()].iter().chain(&task)).json();
     let metrics: Vec<_> =
         json["scores"].as_array().unwrap().iter().map(|s| s["metric"].as_str().unwrap()).collect();
-    let expected = ["spearman", "pearson", "latency_p50", "latency_p95", "sentences_per_second"];
+    let expected = ["spearman", "pearson", "latency_p50", "latency_p95", "samples_per_second"];
     assert_eq!(metrics[..5], expected);
     assert_eq!(json["scores"][0]["samples"], 5);
     // cut to one token, the first two pairs and the last are of equal sentences: cosine 1
@@ -164,8 +164,8 @@ fn wrong_data_is_refused() {
     refused(b"1 2 3", &[], &["a context of 512 tokens is more than the 64 tokens"]);
     refused(
         b"1 2 3",
-        &["--context", "64", "--bos"],
-        &["a context of 64 tokens and the token in front of it"],
+        &["--context", "65", "--bos"],
+        &["a context of 65 tokens and the token in front of it"],
     );
     refused(b"1 2 3", &["--context", "8", "--stride", "0"], &["a stride of 0", "1 to 8"]);
     refused(b"1 2 3", &["--context", "8", "--stride", "9"], &["a stride of 9", "1 to 8"]);
