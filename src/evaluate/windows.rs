@@ -203,11 +203,7 @@ mod tests {
         let tokens = [10, 11, 12, 13, 14, 15, 16, 17];
         assert_eq!(
             cut(Windows::of(3), &tokens),
-            [
-                (vec![10, 11], 0, vec![11, 12]),
-                (vec![13, 14], 0, vec![14, 15]),
-                (vec![16], 0, vec![17])
-            ]
+            [(vec![10, 11], 0, vec![11, 12]), (vec![13, 14], 0, vec![14, 15]), (vec![16], 0, vec![17])]
         );
         // a last window of one token predicts nothing
         assert_eq!(cut(Windows::of(3), &tokens[..7]).len(), 2);

@@ -35,11 +35,7 @@ pub(crate) const CHUNK: usize = 1 << 14;
 pub(crate) const STREAM_MIN: usize = 1 << 23;
 
 /// Runs something that starts many small operations in the pool of the calling thread, whose threads then need not be woken for
-/// each of them.
+/// each of them; a pool of one thread, too, would be woken and waited for.
 pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    if rayon::current_num_threads() == 1 || rayon::current_thread_index().is_some() {
-        work()
-    } else {
-        rayon::scope(|_| work())
-    }
+    if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
 }

@@ -70,6 +70,30 @@ impl<'a> RowMatrix<'a> {
 }
 
 impl RowMatrix<'_> {
+    /// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`.
+    fn fill_panel(
+        &self,
+        isa: Isa,
+        first: usize,
+        columns: Range<usize>,
+        scratch: &mut [f32],
+        panel: &mut [f32],
+    ) {
+        let rows = first..(first + PANEL).min(self.rows);
+        #[cfg(target_arch = "x86_64")]
+        if let Isa::Avx512(proof) = isa {
+            let bytes = self.cols * self.float.size();
+            let of_rows = &self.bytes[rows.start * bytes..rows.end * bytes];
+            if rows_avx512::fill_panel(proof, self.float, of_rows, self.cols, columns.clone(), panel) {
+                return;
+            }
+        }
+        for (output, row) in rows.enumerate() {
+            let values = self.view(row, columns.start, columns.len(), scratch);
+            transpose(isa, values, output, panel);
+        }
+    }
+
     /// Products of [`DOT_ROWS`] rows where they lie; `false` if there is no such kernel.
     fn dots_in_place(
         &self,
@@ -156,9 +180,7 @@ fn through_panels(
         let len = (at.blocks.len() * BLOCK).min(matrix.cols - column);
         // columns that fill the last block: activations hold zero against them, which NaN would not become
         panel[len * PANEL..].fill(0.0);
-        for output in 0..PANEL.min(matrix.rows - at.panel * PANEL) {
-            transpose(isa, matrix.view(at.panel * PANEL + output, column, len, row), output, panel);
-        }
+        matrix.fill_panel(isa, at.panel * PANEL, column..column + len, row, panel);
         pass.run(&scratch.wide.bytes()[..count * 4], scratch.total.words_mut(), at);
     };
     run(&mut [Job { schedule: Schedule::new(matrix.rows, columns, batch, true, FLOAT_DEPTH), y, work }]);

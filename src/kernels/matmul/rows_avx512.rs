@@ -1,11 +1,15 @@
-//! Dot products with rows of a matrix where they lie, in AVX-512: values are widened on their way into the sum.
+//! Rows of a matrix where they lie, in AVX-512: values are widened on their way into a dot product or a panel.
 
 use std::arch::x86_64::{
     __m512, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_setzero_ps,
+    _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
+use std::ops::Range;
 
+use super::panels::PANEL;
 use super::rows::{DOT_BATCH, DOT_ROWS};
 use crate::dtype::FloatType;
 use crate::kernels::level::Avx512;
@@ -92,6 +96,101 @@ unsafe fn dots_of<const KIND: u8, const BATCH: usize>(
             sums[b][row] = _mm512_reduce_add_ps(all[b][row]);
         }
     }
+}
+
+/// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`; rows that do not exist are zero. `false` if the
+/// values are of another type.
+///
+/// # Shapes
+/// `rows` holds 1 to 32 rows of `cols` values; `panel` has room for the columns.
+pub(super) fn fill_panel(
+    _: Avx512,
+    float: FloatType,
+    rows: &[u8],
+    cols: usize,
+    columns: Range<usize>,
+    panel: &mut [f32],
+) -> bool {
+    let count = rows.len() / (cols * float.size());
+    assert!((1..=PANEL).contains(&count) && rows.len() == count * cols * float.size());
+    assert!(columns.start <= columns.end && columns.end <= cols && panel.len() >= columns.len() * PANEL);
+    // SAFETY: the token proves that the instructions exist; the lengths were checked.
+    unsafe {
+        match float {
+            FloatType::F32 => fill_panel_of::<F32>(rows, count, cols, columns, panel),
+            FloatType::F16 => fill_panel_of::<F16>(rows, count, cols, columns, panel),
+            FloatType::Bf16 => fill_panel_of::<BF16>(rows, count, cols, columns, panel),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// # Safety
+/// `rows` must hold `count · cols` values of this kind, `panel` 32 for each of the columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+unsafe fn fill_panel_of<const KIND: u8>(
+    rows: &[u8],
+    count: usize,
+    cols: usize,
+    columns: Range<usize>,
+    panel: &mut [f32],
+) {
+    let size = if KIND == F32 { 4 } else { 2 };
+    // SAFETY: the caller's promise; columns beyond the last are masked and not written, rows beyond the last not read.
+    unsafe {
+        for half in 0..2 {
+            for column in columns.clone().step_by(16) {
+                let width = (columns.end - column).min(16);
+                let mask = (u32::MAX >> (32 - width)) as __mmask16;
+                let mut block = [_mm512_setzero_ps(); 16];
+                for (i, values) in block.iter_mut().enumerate() {
+                    let row = half * 16 + i;
+                    if row < count {
+                        *values = sixteen::<KIND>(rows.as_ptr().add((row * cols + column) * size), mask);
+                    }
+                }
+                let block = transposed(&block);
+                let to = panel.as_mut_ptr().add((column - columns.start) * PANEL + half * 16);
+                for (i, values) in block.iter().enumerate().take(width) {
+                    _mm512_storeu_ps(to.add(i * PANEL), *values);
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen rows of sixteen values, as columns.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transposed(rows: &[__m512; 16]) -> [__m512; 16] {
+    // pairs of rows, then fours: afterwards register 4i + j holds, in its lane q, column 4q + j of rows 4i to 4i + 3
+    let mut pairs = *rows;
+    for i in 0..8 {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        (pairs[2 * i], pairs[2 * i + 1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    let mut fours = *rows;
+    for i in (0..16).step_by(4) {
+        let (a, b) = (_mm512_castps_pd(pairs[i]), _mm512_castps_pd(pairs[i + 1]));
+        let (c, d) = (_mm512_castps_pd(pairs[i + 2]), _mm512_castps_pd(pairs[i + 3]));
+        fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    // even and odd lanes, twice
+    let mut columns = *rows;
+    for j in 0..4 {
+        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let (more_even, more_odd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+        columns[j] = _mm512_shuffle_f32x4::<0x88>(even, more_even);
+        columns[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, more_odd);
+        columns[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, more_even);
+        columns[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, more_odd);
+    }
+    columns
 }
 
 /// Sixteen values; those that the mask leaves out are zero.
