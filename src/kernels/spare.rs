@@ -20,17 +20,15 @@ impl Spare {
     /// Room for so many numbers.
     pub(crate) fn of<T: Word>(count: usize) -> Self {
         let bytes = count * size_of::<T>();
-        let mut piece = PIECES.with_borrow_mut(|pieces| {
+        let piece = PIECES.with_borrow_mut(|pieces| {
             // the smallest that is large enough, or else the largest
             let fits = (0..pieces.len()).filter(|i| pieces[*i].capacity() >= bytes);
             let best = fits.min_by_key(|i| pieces[*i].capacity());
             let best = best.or_else(|| (0..pieces.len()).max_by_key(|i| pieces[*i].capacity()));
             best.map(|i| pieces.swap_remove(i))
         });
-        if piece.as_ref().is_none_or(|piece| piece.capacity() < bytes) {
-            piece = None;
-        }
-        let mut piece = piece.unwrap_or_else(|| Aligned::zeroed(bytes));
+        let mut piece =
+            piece.filter(|piece| piece.capacity() >= bytes).unwrap_or_else(|| Aligned::zeroed(bytes));
         piece.resize(bytes);
         Self(piece)
     }

@@ -67,9 +67,7 @@ impl<'a> RowMatrix<'a> {
         self.read(row, column, &mut scratch[..len]);
         &scratch[..len]
     }
-}
 
-impl RowMatrix<'_> {
     /// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`.
     fn fill_panel(
         &self,

@@ -191,7 +191,8 @@ impl Decoder {
         let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
         if let Some(values) = values.as_slice_mut() {
             let block = &self.blocks[block];
-            block.run(self.shape, values, &angles, &mut cache, &mut Buffers::default(), &mut tap)?;
+            let mut buffers = Buffers::default();
+            in_pool(|| block.run(self.shape, values, &angles, &mut cache, &mut buffers, &mut tap))?;
         }
         *hidden = values;
         Ok(())

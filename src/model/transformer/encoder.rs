@@ -205,7 +205,7 @@ impl Encoder {
         }
         let mut values = hidden.as_standard_layout().into_owned();
         if let Some(values) = values.as_slice_mut() {
-            self.blocks[block].run(self, values, lengths, &mut Buffers::default(), &mut tap)?;
+            in_pool(|| self.blocks[block].run(self, values, lengths, &mut Buffers::default(), &mut tap))?;
         }
         *hidden = values;
         Ok(())
@@ -303,10 +303,8 @@ impl SentenceEncoder for Encoder {
             }
             Ok::<(), ModelError>(())
         };
-        in_pool(|| match parts.len() {
-            1 => embed(&mut Buffers::default(), (&parts[0], &mut *outputs[0])),
-            _ => parts.par_iter().zip(outputs).map_init(Buffers::default, embed).collect(),
-        })?;
+        let all = || parts.par_iter().zip(outputs).map_init(Buffers::default, embed).collect();
+        in_pool::<Result<(), ModelError>>(all)?;
         Ok(embeddings)
     }
 }
