@@ -25,13 +25,7 @@ fn weights() -> Vec<f32> {
 
 fn methods(c: &mut Criterion) {
     let values = weights();
-    let layer = Layer {
-        shape: &[SIDE, SIDE],
-        values: &values,
-        mask: None,
-        precision: Precision::F32,
-        layout: LayoutKind::Dense,
-    };
+    let layer = Layer::new(&[SIDE, SIDE], &values, Precision::F32);
     let int = |bits| RoundToNearest::int(Bits::new(bits).expect("2 to 8 bits"));
     let groups = Granularity::Group(NonZeroUsize::new(128).expect("not zero"));
     let methods: [(&str, Box<dyn Method>, LayoutKind); 7] = [

@@ -14,13 +14,7 @@ const SIDE: usize = 1024;
 
 fn products(c: &mut Criterion) {
     let values: Vec<f32> = (0..SIDE * SIDE).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 506.0).collect();
-    let layer = Layer {
-        shape: &[SIDE, SIDE],
-        values: &values,
-        mask: None,
-        precision: Precision::F32,
-        layout: LayoutKind::Dense,
-    };
+    let layer = Layer::new(&[SIDE, SIDE], &values, Precision::F32);
     let int = |bits| RoundToNearest::int(Bits::new(bits).expect("2 to 8 bits"));
     let groups = Granularity::Group(NonZeroUsize::new(128).expect("not zero"));
     let pattern = NofM::new(2, 4).expect("a pattern");

@@ -51,8 +51,8 @@ use ndarray::{ArrayView2, Axis};
 use tersor::evaluate::read_text;
 use tersor::report::Align;
 use tersor::{
-    ActivationCodes, Activations, Bits, Checkpoint, Execution, Layer, LayoutKind, Method, Network,
-    PackedWeight, Precision, RoundToNearest, Table, Tokenizer, WeightErrors, one_line,
+    ActivationCodes, Activations, Bits, Checkpoint, Execution, Layer, Method, Network, PackedWeight,
+    Precision, RoundToNearest, Table, Tokenizer, WeightErrors, one_line,
 };
 
 const NEEDED: &str = "needs MODEL [TEXT.txt [OUT]]: any Hugging Face folder of an encoder like BERT or a decoder like LLaMA \
@@ -129,13 +129,7 @@ fn look(
 ) -> Result<Seen, Box<dyn Error + Send + Sync>> {
     let name = format!("{layer}.weight");
     let values = checkpoint.dense(&name)?;
-    let weight = Layer {
-        shape: &checkpoint.entry(&name)?.shape,
-        values: &values,
-        mask: None,
-        precision: Precision::F32,
-        layout: LayoutKind::Dense,
-    };
+    let weight = Layer::new(&checkpoint.entry(&name)?.shape, &values, Precision::F32);
     let int8 = RoundToNearest::int(Bits::new(8).ok_or("8 bits are not to be had")?).compress(&weight)?.weight;
     let product = |activations| PackedWeight::new(&int8, activations)?.matmul(input);
     let exact = product(Activations::Float)?;

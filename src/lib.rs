@@ -30,7 +30,7 @@ pub use evaluate::{
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
-pub use layer::{Compressed, Layer, Method, MethodError};
+pub use layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 pub use model::{
     Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
     Sampling, SentenceEncoder, Sequential, Tap,

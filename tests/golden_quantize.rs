@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use tersor::{
-    Bits, CodeType, CompressedWeight, DType, Granularity, Layer, LayoutKind, Method, MethodError, Precision,
+    Bits, CodeType, CompressedWeight, DType, Granularity, Layer, Method, MethodError, Precision,
     RoundToNearest, stored_tensors,
 };
 
@@ -78,8 +78,7 @@ fn values_that_would_dequantize_to_an_infinity_are_refused() {
     {
         // symmetric int2: the scale is max / 1.5 and the code −2, so that −max becomes −4/3 · max
         let values = [-max, 0.0];
-        let layer =
-            Layer { shape: &[1, 2], values: &values, mask: None, precision, layout: LayoutKind::Dense };
+        let layer = Layer::new(&[1, 2], &values, precision);
         let result = RoundToNearest::int(Bits::new(2).unwrap()).compress(&layer);
         assert!(matches!(result, Err(MethodError::Range { .. })), "{precision:?}: {result:?}");
         // a hundredth of it is far from the limit
@@ -110,13 +109,7 @@ fn every_case_equals_the_package() {
             _ => Precision::F32,
         };
         let values = floats(&source);
-        let layer = Layer {
-            shape: source.shape(),
-            values: &values,
-            mask: None,
-            precision,
-            layout: LayoutKind::Dense,
-        };
+        let layer = Layer::new(source.shape(), &values, precision);
         let result = method(case).compress(&layer);
         let dequantized = floats(&tensor("dequantized"));
         if dequantized.iter().chain(&floats(&tensor("weight_scale"))).any(|x| !x.is_finite()) {

@@ -52,7 +52,7 @@ enum Kind {
 fn weight(rows: usize, cols: usize, kind: Kind, layout: LayoutKind) -> CompressedWeight {
     let values = values(rows * cols, (rows * 1000 + cols) as u64);
     let shape = [rows, cols];
-    let layer = Layer { shape: &shape, values: &values, mask: None, precision: Precision::F32, layout };
+    let layer = Layer { layout, ..Layer::new(&shape, &values, Precision::F32) };
     let prune = match layout {
         LayoutKind::NofM(pattern) => Some(Magnitude::NofM(pattern)),
         LayoutKind::Dense => None,

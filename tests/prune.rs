@@ -7,7 +7,7 @@ use tersor::{
 };
 
 fn layer<'a>(shape: &'a [usize], values: &'a [f32], layout: LayoutKind) -> Layer<'a> {
-    Layer { shape, values, mask: None, precision: Precision::F32, layout }
+    Layer { layout, ..Layer::new(shape, values, Precision::F32) }
 }
 
 fn sparsity(fraction: f64) -> Sparsity {

@@ -10,6 +10,7 @@ pub mod activate;
 pub(crate) mod attention;
 pub(crate) mod compare;
 pub mod convert;
+pub mod gram;
 pub(crate) mod level;
 pub mod mask;
 pub(crate) mod matmul;

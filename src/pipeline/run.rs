@@ -187,7 +187,7 @@ impl Plan<'_> {
         shape: &[usize],
         values: &[f32],
     ) -> Result<Compressed, Failure> {
-        let layer = Layer { shape, values, mask: None, precision: job.precision, layout: LayoutKind::Dense };
+        let layer = Layer::new(shape, values, job.precision);
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
             MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask(),

@@ -231,7 +231,7 @@ impl Plan<'_> {
         if let Some(rows) = shape.first_mut() {
             *rows = block.rows.len();
         }
-        let Compressed { weight, clamped } = self.compress(block.tensor, job, &shape, values)?;
+        let Compressed { weight, clamped, .. } = self.compress(block.tensor, job, &shape, values)?;
         let data = encode_rows(&weight, &job.form, block.rows.start).map_err(MethodError::from)?;
         put(writer, block.slot, data)?;
         let pieces: Vec<Sums> =
@@ -257,7 +257,7 @@ impl Plan<'_> {
             self.checkpoint.release_entry(tensor.entry);
             return Ok(None);
         };
-        let (values, Compressed { weight, clamped }) = self.compress_whole(tensor, job)?;
+        let (values, Compressed { weight, clamped, .. }) = self.compress_whole(tensor, job)?;
         put(writer, slot, encode(&weight))?;
         let rows: Vec<Range<usize>> = pieces(&weight).collect();
         let pieces = rows

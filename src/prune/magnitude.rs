@@ -127,13 +127,7 @@ pub fn n_of_m_mask(pattern: NofM, rows: usize, cols: usize, values: &[f32]) -> R
 /// use tersor::{Layer, LayoutKind, Magnitude, Method, Precision, Sparsity};
 ///
 /// let values = [0.1, -2.0, 0.3, 4.0];
-/// let layer = Layer {
-///     shape: &[1, 4],
-///     values: &values,
-///     mask: None,
-///     precision: Precision::F32,
-///     layout: LayoutKind::Bitmask,
-/// };
+/// let layer = Layer { layout: LayoutKind::Bitmask, ..Layer::new(&[1, 4], &values, Precision::F32) };
 /// let weight = Magnitude::Unstructured(Sparsity::new(0.5)?).compress(&layer)?.weight;
 /// assert_eq!(weight.dequantize().as_slice(), Some(&[0.0, -2.0, 0.0, 4.0][..]));
 /// assert_eq!(weight.form().bytes().total(), 1 + 2 * 4); // four bits, two values
@@ -215,7 +209,7 @@ pub(crate) fn keep(layer: &Layer<'_>, mask: &Mask) -> Result<Compressed, MethodE
     }
     let values = DenseValues::Float(layer.precision, values);
     let weight = CompressedWeight::encode(layer.shape, layout, Some(mask), values)?;
-    Ok(Compressed { weight, clamped: 0 })
+    Ok(Compressed::plain(weight))
 }
 
 #[cfg(test)]

@@ -84,13 +84,8 @@ mod tests {
     fn the_smallest_norms_go() {
         // row norms² 2, 25, 2; column norms² 11, 18
         let values = [1.0, 1.0, 3.0, 4.0, -1.0, 1.0];
-        let layer = Layer {
-            shape: &[3, 2],
-            values: &values,
-            mask: None,
-            precision: Precision::F32,
-            layout: LayoutKind::CompressedRows,
-        };
+        let layer =
+            Layer { layout: LayoutKind::CompressedRows, ..Layer::new(&[3, 2], &values, Precision::F32) };
         let third = Sparsity::new(1.0 / 3.0).unwrap();
         let rows = Structured::new(Axis::Rows, third);
         // rows 0 and 2 are equal: the later one goes

@@ -105,26 +105,19 @@ impl Method for FloatCast {
             let values = DenseValues::Float(self.precision, values);
             CompressedWeight::encode(layer.shape, layer.layout, layer.mask, values)?
         };
-        Ok(Compressed { weight, clamped: clamped as u64 })
+        Ok(Compressed { clamped: clamped as u64, ..Compressed::plain(weight) })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weight::LayoutKind;
 
     #[test]
     fn overflow_is_refused_or_clamped_and_counted() {
         // 65520 is the first value that rounds to infinity in f16, 65519 still rounds to 65504
         let values = [1.0, 65519.0, 65520.0, -1e9];
-        let layer = Layer {
-            shape: &[2, 2],
-            values: &values,
-            mask: None,
-            precision: Precision::F32,
-            layout: LayoutKind::Dense,
-        };
+        let layer = Layer::new(&[2, 2], &values, Precision::F32);
         let cast = FloatCast::to(Precision::F16);
         let error = cast.compress(&layer).unwrap_err();
         assert!(

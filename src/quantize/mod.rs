@@ -9,6 +9,7 @@
 
 mod activation;
 mod affine;
+mod calibrated;
 mod cast;
 mod histogram;
 mod observer;

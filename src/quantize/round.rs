@@ -51,16 +51,10 @@ impl CodeType {
 /// (2018), equation 1, with round half to even.
 ///
 /// ```
-/// use tersor::{Bits, Granularity, Layer, LayoutKind, Method, Observer, Precision, RoundToNearest};
+/// use tersor::{Bits, Granularity, Layer, Method, Observer, Precision, RoundToNearest};
 ///
 /// let values = [0.1, -0.2, 0.3, 1.0, 2.0, -4.0];
-/// let layer = Layer {
-///     shape: &[2, 3],
-///     values: &values,
-///     mask: None,
-///     precision: Precision::F32,
-///     layout: LayoutKind::Dense,
-/// };
+/// let layer = Layer::new(&[2, 3], &values, Precision::F32);
 /// let int8 = RoundToNearest::int(Bits::new(8).unwrap()).granularity(Granularity::Channel);
 /// let weight = int8.compress(&layer)?.weight;
 /// for (x, y) in values.iter().zip(weight.dequantize()) {
@@ -211,7 +205,7 @@ impl Method for RoundToNearest {
             let (min, max) = reduce::min_max(layer.values)?;
             return Err(MethodError::Range { min, max });
         }
-        Ok(Compressed { weight, clamped: 0 })
+        Ok(Compressed::plain(weight))
     }
 }
 

@@ -28,12 +28,12 @@ pub enum Activations {
 /// [`CompressedWeight::dequantize`] rounds it to that precision, and this type does not.
 ///
 /// ```
-/// use tersor::{ActivationCodes, Activations, Bits, CompressedWeight, Layer, LayoutKind, Method, PackedWeight};
+/// use tersor::{ActivationCodes, Activations, Bits, CompressedWeight, Layer, Method, PackedWeight};
 /// use tersor::{Precision, RoundToNearest};
 ///
 /// let values: Vec<f32> = (0..64 * 128).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
 /// let layer =
-///     Layer { shape: &[64, 128], values: &values, mask: None, precision: Precision::F32, layout: LayoutKind::Dense };
+///     Layer::new(&[64, 128], &values, Precision::F32);
 /// let int8 = RoundToNearest::int(Bits::new(8).unwrap()).compress(&layer)?.weight;
 ///
 /// let x = ndarray::Array2::from_shape_fn((3, 128), |(row, col)| ((row + col) % 7) as f32 - 3.0);

@@ -149,7 +149,7 @@ fn encode(w: &[f32], shape: Shape, method: &dyn Method) -> CompressedWeight {
 }
 
 fn layer<'a>(values: &'a [f32], shape: &'a Shape) -> Layer<'a> {
-    Layer { shape, values, mask: None, precision: Precision::F32, layout: LayoutKind::Dense }
+    Layer::new(shape, values, Precision::F32)
 }
 
 fn round_to_nearest(bits: u8, group: Option<usize>) -> RoundToNearest {

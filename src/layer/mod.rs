@@ -1,5 +1,7 @@
 //! What every compression method is given, and what it gives back.
 
+mod stats;
+
 use std::num::NonZeroUsize;
 
 use crate::dtype::Precision;
@@ -7,6 +9,8 @@ use crate::error::NonFinite;
 use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
 use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
+
+pub use stats::{LayerStats, Needs};
 
 /// One layer's weight, as a method sees it.
 ///
@@ -25,9 +29,16 @@ pub struct Layer<'a> {
     pub precision: Precision,
     /// How the result is to be laid out. A method that prunes ignores a dense layout's mask.
     pub layout: LayoutKind,
+    /// What calibration saw at its input; `None` if there was none.
+    pub stats: Option<&'a LayerStats>,
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    /// A dense weight that nothing was pruned from, and of whose input nothing is known.
+    pub fn new(shape: &'a [usize], values: &'a [f32], precision: Precision) -> Self {
+        Self { shape, values, mask: None, precision, layout: LayoutKind::Dense, stats: None }
+    }
+
     /// Rows of the matrix: output features.
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
@@ -61,6 +72,36 @@ pub struct Compressed {
     pub weight: CompressedWeight,
     /// Values that were beyond the target's largest and were set to it, because the caller allowed that.
     pub clamped: u64,
+    /// What a calibrated method made of the layer's output; `None` of one that works on the weights alone.
+    pub outcome: Option<Outcome>,
+}
+
+impl Compressed {
+    /// A weight of which nothing more is to be said.
+    pub fn plain(weight: CompressedWeight) -> Self {
+        Self { weight, clamped: 0, outcome: None }
+    }
+}
+
+/// What a calibrated method did to a layer, beside plain rounding.
+///
+/// Errors are those of the output over the calibration inputs, `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// The error of rounding to nearest with the same codes.
+    pub rounding_error: f64,
+    /// The error of what the method found.
+    pub method_error: f64,
+    /// Whether the method lost, and the layer was rounded to nearest.
+    pub kept_rounding: bool,
+    /// What was added to the Hessian's diagonal, as a fraction of its mean; 0 if nothing.
+    pub damping: f64,
+    /// Input channels that were zero throughout.
+    pub dead_channels: usize,
+    /// Rows of activations behind it.
+    pub tokens: u64,
+    /// What else did not go as asked.
+    pub notes: Vec<String>,
 }
 
 /// A way to compress one layer.
@@ -70,6 +111,11 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 
     /// The coding that the result will have, if the weight has `coding` before.
     fn coding(&self, before: Coding) -> Coding;
+
+    /// What it needs to know of the layer's input.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
 
     /// Bytes that [`compress`](Self::compress) takes for a tensor of this shape beside the values, their codes and the result,
     /// such as a sorted copy. What it takes for each tile at a time counts once for every thread.
@@ -141,6 +187,34 @@ pub enum MethodError {
         value: f64,
         /// What it may be.
         expected: &'static str,
+    },
+    /// Nothing, or too little, is known of the layer's input.
+    #[error("{method} needs {what} of the layer's input, which calibration did not gather")]
+    NotCalibrated {
+        /// Name of the method.
+        method: String,
+        /// What it needs.
+        what: &'static str,
+    },
+    /// The statistics are of another layer.
+    #[error("the statistics are of {actual} input features, but the layer has {expected}")]
+    StatsShape {
+        /// Features of the layer.
+        expected: usize,
+        /// Features of the statistics.
+        actual: usize,
+    },
+    /// The Hessian cannot be factorized, however much is added to its diagonal.
+    #[error(
+        "the Hessian of {size} input features cannot be factorized even with {damping} of its mean diagonal added: {reason}"
+    )]
+    Hessian {
+        /// Input features.
+        size: usize,
+        /// The largest fraction that was tried.
+        damping: f64,
+        /// What went wrong.
+        reason: String,
     },
     /// The parts do not fit together.
     #[error(transparent)]

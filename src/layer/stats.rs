@@ -1,0 +1,136 @@
+use std::sync::OnceLock;
+
+use ndarray::ArrayView2;
+
+use crate::error::NonFinite;
+use crate::kernels::{gram, reduce};
+
+/// What a method needs to know of a layer's input. Each kind includes those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Needs {
+    /// Nothing: it works on the weights alone.
+    #[default]
+    Nothing,
+    /// Magnitudes of every input channel.
+    Channels,
+    /// The products of all pairs of channels.
+    Hessian,
+}
+
+/// What calibration saw at a layer's input, gathered batch by batch in constant memory.
+///
+/// ```
+/// use tersor::{LayerStats, Needs};
+///
+/// let mut stats = LayerStats::new(2, Needs::Hessian);
+/// stats.observe(ndarray::array![[1.0, -2.0], [3.0, 0.0]].view())?;
+/// assert_eq!(stats.tokens(), 2);
+/// assert_eq!(stats.abs_max(), [3.0, 2.0]);
+/// assert_eq!(stats.hessian().unwrap(), [5.0, -1.0, -1.0, 2.0]); // XᵀX / 2
+/// # Ok::<(), tersor::NonFinite>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct LayerStats {
+    size: usize,
+    tokens: u64,
+    abs_max: Vec<f32>,
+    sum: Vec<f64>,
+    sum_abs: Vec<f64>,
+    sum_square: Vec<f64>,
+    gram: Option<Vec<f64>>,
+    /// The mean of the products, once somebody has asked for it.
+    hessian: OnceLock<Vec<f32>>,
+}
+
+impl LayerStats {
+    /// Statistics of a layer with `size` input features that has seen nothing.
+    pub fn new(size: usize, needs: Needs) -> Self {
+        Self {
+            size,
+            tokens: 0,
+            abs_max: vec![0.0; size],
+            sum: vec![0.0; size],
+            sum_abs: vec![0.0; size],
+            sum_square: vec![0.0; size],
+            gram: (needs >= Needs::Hessian).then(|| vec![0.0; size * size]),
+            hessian: OnceLock::new(),
+        }
+    }
+
+    /// Adds some inputs.
+    ///
+    /// # Shapes
+    /// `[tokens, in_features]`.
+    ///
+    /// # Errors
+    /// When a value is NaN or infinite; then none is added.
+    ///
+    /// # Panics
+    /// When the inputs have another number of features.
+    pub fn observe(&mut self, inputs: ArrayView2<'_, f32>) -> Result<(), NonFinite> {
+        assert_eq!(inputs.ncols(), self.size, "input features");
+        let inputs = inputs.as_standard_layout();
+        let values: &[f32] = inputs.as_slice().unwrap_or_default();
+        reduce::first_non_finite(values).map_or(Ok(()), Err)?;
+        for row in values.chunks_exact(self.size.max(1)) {
+            for (column, x) in row.iter().enumerate() {
+                let wide = f64::from(*x);
+                self.abs_max[column] = self.abs_max[column].max(x.abs());
+                self.sum[column] += wide;
+                self.sum_abs[column] += wide.abs();
+                self.sum_square[column] += wide * wide;
+            }
+        }
+        if let Some(products) = &mut self.gram {
+            gram::add_gram(values, self.size, products);
+        }
+        self.tokens += inputs.nrows() as u64;
+        self.hessian = OnceLock::new();
+        Ok(())
+    }
+
+    /// Input features.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Rows of activations that were seen.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Largest magnitude of every channel.
+    pub fn abs_max(&self) -> &[f32] {
+        &self.abs_max
+    }
+
+    /// Mean of every channel; 0 before anything was seen.
+    pub fn mean(&self) -> Vec<f64> {
+        self.means(&self.sum)
+    }
+
+    /// Mean magnitude of every channel; 0 before anything was seen.
+    pub fn mean_abs(&self) -> Vec<f64> {
+        self.means(&self.sum_abs)
+    }
+
+    /// Mean square of every channel; 0 before anything was seen.
+    pub fn mean_square(&self) -> Vec<f64> {
+        self.means(&self.sum_square)
+    }
+
+    /// `XᵀX / tokens`: half the Hessian of the squared error of the layer's output with regard to a row of weights.
+    /// `None` unless it was asked for.
+    ///
+    /// # Shapes
+    /// `[in_features, in_features]`, row-major, symmetric.
+    pub fn hessian(&self) -> Option<&[f32]> {
+        let products = self.gram.as_ref()?;
+        let tokens = self.tokens.max(1) as f64;
+        Some(self.hessian.get_or_init(|| products.iter().map(|x| (x / tokens) as f32).collect()))
+    }
+
+    fn means(&self, sums: &[f64]) -> Vec<f64> {
+        sums.iter().map(|sum| sum / self.tokens.max(1) as f64).collect()
+    }
+}
