@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod calibrate;
 pub mod checkpoint;
 pub mod distill;
 mod dtype;
@@ -17,6 +18,7 @@ pub mod recipe;
 pub mod report;
 pub mod weight;
 
+pub use calibrate::{CalibrateError, Cut, Samples};
 pub use checkpoint::{
     Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, load_masks, save_masks,
     stored_tensors,

@@ -16,7 +16,7 @@ mod masks;
 mod mmap;
 mod open;
 mod output;
-mod positioned;
+pub(crate) mod positioned;
 mod writer;
 
 pub use class::TensorClass;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 /// Fills `bytes` from `offset` on.
-pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset);
     #[cfg(windows)]
@@ -14,7 +14,7 @@ pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::R
 }
 
 /// Writes all of `bytes` at `offset`.
-pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
     #[cfg(windows)]
@@ -38,7 +38,7 @@ fn whole(len: usize, mut some: impl FnMut(usize) -> io::Result<usize>) -> io::Re
 }
 
 /// Makes a new file as long as it will be, so that a full disk shows at once and its blocks lie together.
-pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
+pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     if len > 0 {
         use rustix::fs::{FallocateFlags, fallocate};

@@ -1,11 +1,11 @@
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kernels::CHUNK;
 use crate::kernels::compare::{self, Sums};
 
 /// How far a compressed weight is from the original.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
     /// `‖w − ŵ‖ / ‖w‖`; 0 when both are zero, infinite when only the original is.
     pub relative: f64,

@@ -4,6 +4,8 @@ mod stats;
 
 use std::num::NonZeroUsize;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dtype::Precision;
 use crate::error::NonFinite;
 use crate::kernels::quantize::QuantizeError;
@@ -86,7 +88,7 @@ impl Compressed {
 /// What a calibrated method did to a layer, beside plain rounding.
 ///
 /// Errors are those of the output over the calibration inputs, `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The error of rounding to nearest with the same codes.
     pub rounding_error: f64,

@@ -130,6 +130,33 @@ impl LayerStats {
         Some(self.hessian.get_or_init(|| products.iter().map(|x| (x / tokens) as f32).collect()))
     }
 
+    /// The statistics of the same inputs with every channel multiplied by a factor.
+    ///
+    /// # Panics
+    /// When there are not as many factors as channels.
+    #[must_use]
+    pub fn scaled(&self, factors: &[f32]) -> Self {
+        assert_eq!(factors.len(), self.size, "factors of the channels");
+        let wide: Vec<f64> = factors.iter().map(|f| f64::from(*f)).collect();
+        let times = |sums: &[f64], factor: &dyn Fn(f64) -> f64| -> Vec<f64> {
+            sums.iter().zip(&wide).map(|(sum, f)| sum * factor(*f)).collect()
+        };
+        let gram = self.gram.as_ref().map(|gram| {
+            let rows = gram.chunks_exact(self.size.max(1)).zip(&wide);
+            rows.flat_map(|(row, f)| row.iter().zip(&wide).map(move |(sum, g)| sum * f * g)).collect()
+        });
+        Self {
+            size: self.size,
+            tokens: self.tokens,
+            abs_max: self.abs_max.iter().zip(factors).map(|(x, f)| x * f.abs()).collect(),
+            sum: times(&self.sum, &|f| f),
+            sum_abs: times(&self.sum_abs, &f64::abs),
+            sum_square: times(&self.sum_square, &|f| f * f),
+            gram,
+            hessian: OnceLock::new(),
+        }
+    }
+
     fn means(&self, sums: &[f64]) -> Vec<f64> {
         sums.iter().map(|sum| sum / self.tokens.max(1) as f64).collect()
     }

@@ -104,6 +104,11 @@ pub(super) fn forward_all<const N: usize>(
     Ok(matmul_together(together, x, batch)?)
 }
 
+/// Names of layers, in their groups.
+pub(super) fn names_of<const N: usize>(groups: [&[&Linear]; N]) -> Vec<Vec<String>> {
+    groups.map(|group| group.iter().map(|layer| layer.name.clone()).collect()).into()
+}
+
 /// Shows the input of some layers to a tap, if there is one.
 pub(super) fn observe(tap: &mut Option<&mut dyn Tap>, layers: &[&Linear], x: &[f32]) {
     let (Some(tap), Some(first)) = (tap, layers.first()) else { return };

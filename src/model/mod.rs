@@ -7,9 +7,11 @@
 //! What a network must do to be scored are traits, [`LanguageModel`], [`SentenceEncoder`] and [`Classifier`], so that a
 //! network of another library can be scored too. A [`Tap`] sees what goes into the linear layers.
 
+pub(crate) mod blockwise;
 mod error;
 mod linear;
 mod network;
+pub(crate) mod overlay;
 mod sequential;
 mod tap;
 #[cfg(feature = "text")]

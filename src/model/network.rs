@@ -1,5 +1,6 @@
 use ndarray::{Array2, ArrayView2};
 
+use super::overlay::Overlay;
 use super::transformer::DECODERS;
 use super::{Decoder, Encoder, ModelError, Sequential};
 use crate::checkpoint::Checkpoint;
@@ -101,6 +102,15 @@ impl Network {
     /// # Errors
     /// When `config.json` names a network that tersor does not run, or tensors are missing or misshapen.
     pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        Self::open_over(checkpoint, &Overlay::default(), execution)
+    }
+
+    /// As [`open`](Self::open), with other tensors in the place of some.
+    pub(super) fn open_over(
+        checkpoint: &Checkpoint,
+        overlay: &Overlay,
+        execution: Execution,
+    ) -> Result<Self, ModelError> {
         let model_type = checkpoint.config().and_then(|config| config.get("model_type"));
         if let Some(value) = model_type.filter(|value| !value.is_string() && !value.is_null()) {
             return Err(ModelError::Architecture {
@@ -110,10 +120,13 @@ impl Network {
         }
         match model_type.and_then(|value| value.as_str()) {
             // without a description, the tensors may still say what network it is
-            None | Some("sequential") => Sequential::open_with(checkpoint, execution).map(Self::Sequential),
+            None | Some("sequential") => {
+                Sequential::open_over(checkpoint, overlay, execution).map(Self::Sequential)
+            }
+            // what comes before its blocks is never replaced
             Some("bert") => Encoder::open(checkpoint, execution).map(Box::new).map(Self::Encoder),
             Some(name) if DECODERS.contains(&name) => {
-                Decoder::open(checkpoint, execution).map(Box::new).map(Self::Decoder)
+                Decoder::open_over(checkpoint, overlay, execution).map(Box::new).map(Self::Decoder)
             }
             Some(other) => Err(ModelError::Architecture {
                 path: checkpoint.path().to_path_buf(),

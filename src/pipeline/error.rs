@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
+use crate::calibrate::CalibrateError;
 use crate::checkpoint::CheckpointError;
 use crate::layer::MethodError;
+use crate::model::ModelError;
 use crate::recipe::RecipeError;
 use crate::weight::WeightError;
 
@@ -68,9 +70,57 @@ pub enum PipelineError {
         /// The name.
         name: String,
     },
+    /// The network could not be calibrated.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
+    /// The recipe needs calibration.
+    #[error("{}: {method} needs to see what goes into the layers: give calibration samples", path.display())]
+    NeedsCalibration {
+        /// The source.
+        path: PathBuf,
+        /// The method.
+        method: String,
+    },
+    /// A tensor whose input calibration does not see.
+    #[error(
+        "{}: tensor `{tensor}`: {method} needs to see what goes into the layer, but it is in none of the network's blocks;          ignore this tensor, or quantize it with a method that needs no calibration",
+        path.display()
+    )]
+    NotSeen {
+        /// The source.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The method.
+        method: String,
+    },
+    /// Something did not go as asked in a strict run.
+    #[error("{}: tensor `{tensor}`: {reasons} (an error because the run is strict)", path.display())]
+    Strict {
+        /// The source.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What happened.
+        reasons: String,
+    },
+    /// The folder of an unfinished run is not this run's.
+    #[error("{}: {reason}", path.display())]
+    Unfinished {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The caller stopped the run.
     #[error("stopped; nothing was written")]
     Stopped,
+}
+
+impl From<ModelError> for PipelineError {
+    fn from(error: ModelError) -> Self {
+        CalibrateError::from(error).into()
+    }
 }
 
 impl PipelineError {

@@ -4,14 +4,18 @@
 //! [`Plan::run`] does it, one tensor at a time, and gives a [`Run`] with the error of every layer. [`verify`] compares a
 //! finished output with its source.
 
+mod calibrated;
 mod config;
 mod error;
 mod global;
 mod plan;
+mod prepared;
+mod resume;
 mod run;
 mod stream;
 mod verify;
 
+pub use calibrated::{BlockInputs, Calibration};
 pub use error::PipelineError;
 pub use plan::{Plan, PlannedAction, PlannedTensor};
 pub use run::{LayerReport, Progress, Run};

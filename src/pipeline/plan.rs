@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -6,6 +7,7 @@ use serde_json::Value;
 use super::PipelineError;
 use super::config::{described, plan_config};
 use super::global::{Share, shares};
+use super::prepared::Prepared;
 use super::stream::{self, Stage};
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
@@ -18,7 +20,7 @@ use crate::weight::{Coding, Form, Granularity, LayoutKind};
 /// What happens to one tensor of the model.
 #[derive(Debug)]
 pub struct PlannedTensor<'a> {
-    pub(super) entry: &'a Entry,
+    pub(super) entry: Cow<'a, Entry>,
     pub(super) action: PlannedAction<'a>,
     reason: String,
     pub(super) specs: Vec<TensorSpec>,
@@ -65,7 +67,7 @@ impl PlannedTensor<'_> {
 
     /// The tensor as it is.
     pub fn entry(&self) -> &Entry {
-        self.entry
+        &self.entry
     }
 
     /// What happens to it.
@@ -225,13 +227,14 @@ impl<'a> Plan<'a> {
                 bytes.iter().take(threads).sum()
             }
         };
-        let stages = (0..self.files.len()).flat_map(|file| self.stages(file));
+        let none = Prepared::default();
+        let stages = (0..self.files.len()).flat_map(|file| self.stages(file, &none));
         stages.map(of_stage).max().unwrap_or(0)
     }
 
     /// What a run does for a file of the output, in order.
-    pub(super) fn stages(&self, file: usize) -> Vec<Stage<'_>> {
-        stream::stages(self.tensors.iter().filter(|t| t.entry.file == file), self.block_bytes)
+    pub(super) fn stages(&self, file: usize, prepared: &Prepared) -> Vec<Stage<'_>> {
+        stream::stages(self.tensors.iter().filter(|t| t.entry.file == file), self.block_bytes, prepared)
     }
 
     /// Weights that only tersor can read, and why, when the output format is `compressed-tensors`.
@@ -353,7 +356,7 @@ fn plan_tensor<'a>(
                 (PlannedAction::Copy, vec![spec])
             }
         };
-        Ok(PlannedTensor { entry, action, reason, specs })
+        Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
     };
     let (prune, quantize) = match recipe.decide(&entry.name, entry.class)? {
         Decision::Ignored(pattern) => return keep(format!("ignored by `{pattern}`")),
@@ -465,7 +468,7 @@ fn plan_tensor<'a>(
     let specs = formats::specs(&entry.name, &form);
     let quantize = quantize.map(|(_, method)| method);
     let action = PlannedAction::Compress(Job { mask, prune, quantize, form, precision });
-    Ok(PlannedTensor { entry, action, reason, specs })
+    Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
 }
 
 /// Whether a weight is one of the `[in_features, out_features]` ones of the first GPT models.

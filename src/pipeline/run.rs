@@ -9,12 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
-use super::stream::{Failure, Stage};
+use super::prepared::{Prepared, TensorReport};
+use super::stream::{Failure, Stage, put};
+use crate::checkpoint::formats::encode;
 use crate::checkpoint::{OutputFolder, TensorWriter};
 use crate::evaluate::WeightErrors;
 use crate::kernels::compare::Sums;
 use crate::kernels::reduce;
-use crate::layer::{Compressed, Layer, Method, MethodError};
+use crate::layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 use crate::quantize::FloatCast;
 use crate::weight::LayoutKind;
 
@@ -58,6 +60,9 @@ pub struct LayerReport {
     /// How far it is from the original.
     #[serde(flatten)]
     pub errors: WeightErrors,
+    /// What a calibrated method made of the layer's output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
 }
 
 /// What a run did.
@@ -83,18 +88,38 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// When `output` exists or lies in the source, the disk refuses or has too little room, a weight is not finite, or a
-    /// method fails. Then nothing is left behind.
+    /// method fails or [needs calibration](Self::needs). Then nothing is left behind.
     pub fn run(
         &self,
         output: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Run, PipelineError> {
+        if self.needs() > Needs::Nothing {
+            let path = self.source().to_path_buf();
+            let needs = |tensor: &&PlannedTensor<'_>| matches!(&tensor.action, PlannedAction::Compress(job) if job.quantize.is_some_and(|m| m.needs() > Needs::Nothing));
+            let method = self.tensors().iter().find(needs).map(|tensor| tensor.methods().join(" + "));
+            return Err(PipelineError::NeedsCalibration { path, method: method.unwrap_or_default() });
+        }
+        self.write(output.as_ref(), &Prepared::default(), progress)
+    }
+
+    /// Checks that the output can be made, before work that takes long.
+    pub(super) fn check_output(&self, output: &Path) -> Result<(), PipelineError> {
+        Ok(OutputFolder::check(output, self.source())?)
+    }
+
+    /// Writes the output: what is prepared as it is, and everything else as it is planned.
+    pub(super) fn write(
+        &self,
+        output: &Path,
+        prepared: &Prepared,
         progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Run, PipelineError> {
         let source = self.source();
         let companions = &self.companions.carried;
         let carried: u64 =
             companions.iter().filter_map(|c| Some(fs::metadata(source.join(c)).ok()?.len())).sum();
-        let folder =
-            OutputFolder::create(output.as_ref(), source, self.bytes_after() + carried + SMALL_FILES)?;
+        let folder = OutputFolder::create(output, source, self.bytes_after() + carried + SMALL_FILES)?;
         let total = self.tensors().iter().map(|t| t.entry.bytes).sum();
         let mut done = 0;
         let mut layers = Vec::new();
@@ -106,13 +131,20 @@ impl Plan<'_> {
             let of_file = self.tensors().iter().filter(|t| t.entry.file == number);
             let specs = of_file.flat_map(|t| t.specs.iter().cloned()).collect();
             let writer = TensorWriter::create(&folder.path().join(&file.name), specs, &file.metadata)?;
-            for stage in self.stages(number) {
+            for stage in self.stages(number, prepared) {
                 match stage {
                     Stage::Whole(tensor, slot) => {
                         next(Some(tensor.name()), done)?;
-                        if let Some(written) = self.write_whole(tensor, slot, &writer)? {
+                        if let Some((weight, report)) = prepared.take(tensor.name())? {
+                            put(&writer, slot, encode(&weight))?;
+                            layers.extend(prepared_report(tensor, report));
+                        } else if let Some(written) = self.write_whole(tensor, slot, &writer)? {
                             let sums = written.pieces.into_iter().fold(Sums::default(), Sums::add);
-                            layers.extend(layer_report(tensor, sums, written.clamped));
+                            layers.extend(layer_report(
+                                tensor,
+                                WeightErrors::from_sums(sums),
+                                written.clamped,
+                            ));
                         }
                         done += tensor.entry.bytes;
                     }
@@ -125,7 +157,11 @@ impl Plan<'_> {
                                 sums = written.pieces.into_iter().fold(sums, Sums::add);
                                 clamped += written.clamped;
                                 if before.last {
-                                    layers.extend(layer_report(before.tensor, sums, clamped));
+                                    layers.extend(layer_report(
+                                        before.tensor,
+                                        WeightErrors::from_sums(sums),
+                                        clamped,
+                                    ));
                                     (sums, clamped) = (Sums::default(), 0);
                                 }
                             }
@@ -172,10 +208,11 @@ impl Plan<'_> {
         let error = || PipelineError::method(self.source(), tensor.name());
         let values = self.checkpoint.values(tensor.name())?;
         reduce::first_non_finite(&values).map_or(Ok(()), |found| Err(error()(found.into())))?;
-        let compressed = self.compress(tensor, job, &tensor.entry.shape, &values).map_err(|e| match e {
-            Failure::Run(error) => error,
-            Failure::Method(e) => error()(e),
-        })?;
+        let compressed =
+            self.compress(tensor, job, &tensor.entry.shape, &values, None).map_err(|e| match e {
+                Failure::Run(error) => error,
+                Failure::Method(e) => error()(e),
+            })?;
         Ok((values, compressed))
     }
 
@@ -186,8 +223,9 @@ impl Plan<'_> {
         job: &Job<'_>,
         shape: &[usize],
         values: &[f32],
+        stats: Option<&LayerStats>,
     ) -> Result<Compressed, Failure> {
-        let layer = Layer::new(shape, values, job.precision);
+        let layer = Layer { stats, ..Layer::new(shape, values, job.precision) };
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
             MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask(),
@@ -233,7 +271,7 @@ impl Plan<'_> {
 }
 
 /// What is reported of a tensor that was compressed; `None` of one that was not.
-fn layer_report(tensor: &PlannedTensor<'_>, sums: Sums, clamped: u64) -> Option<LayerReport> {
+fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) -> Option<LayerReport> {
     let PlannedAction::Compress(job) = &tensor.action else { return None };
     let elements = tensor.entry.elements();
     let sparsity = match job.form.layout() {
@@ -251,8 +289,15 @@ fn layer_report(tensor: &PlannedTensor<'_>, sums: Sums, clamped: u64) -> Option<
         pruned: !matches!(job.mask, MaskPlan::KeepAll),
         sparsity,
         clamped,
-        errors: WeightErrors::from_sums(sums),
+        errors,
+        outcome: None,
     })
+}
+
+/// The same of a tensor that was prepared.
+fn prepared_report(tensor: &PlannedTensor<'_>, report: &TensorReport) -> Option<LayerReport> {
+    let layer = layer_report(tensor, report.errors?, report.clamped)?;
+    Some(LayerReport { outcome: report.outcome.clone(), ..layer })
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

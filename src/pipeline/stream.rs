@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
+use super::prepared::Prepared;
 use crate::checkpoint::formats::{self, Piece, encode, encode_rows};
 use crate::checkpoint::{CheckpointError, FloatBuffer, FloatSource, Stored, TensorWriter};
 use crate::dtype::{FloatType, Precision};
@@ -87,12 +88,14 @@ pub(super) struct Buffers {
 pub(super) fn stages<'a>(
     tensors: impl Iterator<Item = &'a PlannedTensor<'a>>,
     block_bytes: usize,
+    prepared: &Prepared,
 ) -> Vec<Stage<'a>> {
     let mut stages = Vec::new();
     let mut blocks = Vec::new();
     let mut slot = 0;
     for tensor in tensors {
-        if let Some((len, step)) = cut(tensor, block_bytes) {
+        let whole = prepared.has(tensor.name());
+        if let Some((len, step)) = cut(tensor, block_bytes).filter(|_| !whole) {
             let share = |at: usize| tensor.entry.bytes / len.max(1) as u64 * at as u64;
             // a tensor without rows is a block too: it has its place in the file
             for from in (0..len.max(1)).step_by(step.max(1)) {
@@ -221,7 +224,7 @@ impl Plan<'_> {
         writer: &TensorWriter,
         buffers: &mut Buffers,
     ) -> Result<Written, Failure> {
-        let entry = block.tensor.entry;
+        let entry = &*block.tensor.entry;
         let Some(source) = self.checkpoint.floats(entry)? else {
             return Err(CheckpointError::tensor(self.source(), &entry.name, "is no plain tensor").into());
         };
@@ -231,7 +234,7 @@ impl Plan<'_> {
         if let Some(rows) = shape.first_mut() {
             *rows = block.rows.len();
         }
-        let Compressed { weight, clamped, .. } = self.compress(block.tensor, job, &shape, values)?;
+        let Compressed { weight, clamped, .. } = self.compress(block.tensor, job, &shape, values, None)?;
         let data = encode_rows(&weight, &job.form, block.rows.start).map_err(MethodError::from)?;
         put(writer, block.slot, data)?;
         let pieces: Vec<Sums> =
@@ -254,7 +257,7 @@ impl Plan<'_> {
     ) -> Result<Option<Written>, PipelineError> {
         let PlannedAction::Compress(job) = &tensor.action else {
             put(writer, slot, encode(&self.checkpoint.weight(tensor.name())?))?;
-            self.checkpoint.release_entry(tensor.entry);
+            self.checkpoint.release_entry(&tensor.entry);
             return Ok(None);
         };
         let (values, Compressed { weight, clamped, .. }) = self.compress_whole(tensor, job)?;
@@ -265,13 +268,13 @@ impl Plan<'_> {
             .map_init(Vec::new, |decoded, rows| compare_piece(&values, &weight, rows, decoded));
         let written = Written { pieces: pieces.collect(), clamped };
         drop(values);
-        self.checkpoint.release_entry(tensor.entry);
+        self.checkpoint.release_entry(&tensor.entry);
         Ok(Some(written))
     }
 }
 
 /// Writes the data of a weight's tensors, the first of which has number `slot` in the file.
-fn put(writer: &TensorWriter, slot: usize, data: Vec<Piece<'_>>) -> Result<(), CheckpointError> {
+pub(super) fn put(writer: &TensorWriter, slot: usize, data: Vec<Piece<'_>>) -> Result<(), CheckpointError> {
     data.into_iter()
         .enumerate()
         .try_for_each(|(part, (offset, bytes))| writer.put(slot + part, offset, &bytes))

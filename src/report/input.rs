@@ -1,11 +1,9 @@
-use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::CheckpointError;
-use crate::file::open_regular;
+use crate::file::hash_regular;
 
 /// A file that was read, so that another can know whether it has the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,27 +22,11 @@ impl InputFile {
     /// # Errors
     /// When it cannot be read.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        const PIECE: usize = 1 << 18;
         let path = path.as_ref();
-        let mut file = open_regular(path).map_err(CheckpointError::io(path, "open"))?;
-        let (mut hash, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
-        loop {
-            let read = match file.read(&mut piece) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(CheckpointError::io(path, "read")(e)),
-            };
-            hash.update(&piece[..read]);
-            bytes += read as u64;
-        }
+        let (bytes, sha256) = hash_regular(path).map_err(CheckpointError::io(path, "open"))?;
         let name = path
             .file_name()
             .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        let mut sha256 = String::new();
-        for byte in hash.finalize() {
-            sha256.push_str(&format!("{byte:02x}"));
-        }
         Ok(Self { name, bytes, sha256 })
     }
 }

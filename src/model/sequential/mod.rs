@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 pub use config::{LayerConfig, SequentialConfig};
 
-use super::{Classifier, Execution, ModelError};
+use super::overlay::Overlay;
+use super::{Classifier, Execution, ModelError, Tap};
 use crate::checkpoint::Checkpoint;
 use crate::kernels::matmul::Epilogue;
 use crate::weight::{CompressedWeight, PackedWeight};
@@ -37,10 +38,18 @@ pub struct Sequential {
 
 #[derive(Debug, Clone)]
 enum Layer {
-    Linear { weight: PackedWeight, bias: Option<Vec<f32>> },
-    Conv2d { weight: PackedWeight, bias: Option<Vec<f32>>, geometry: Geometry },
+    Linear(Product),
+    Conv2d(Product, Geometry),
     Relu,
     MaxPool2d { size: usize, input: [usize; 3] },
+}
+
+/// A product with a weight, as the checkpoint names it without `.weight`.
+#[derive(Debug, Clone)]
+struct Product {
+    name: String,
+    weight: PackedWeight,
+    bias: Option<Vec<f32>>,
 }
 
 /// A convolution's window and images, `[channels, height, width]`.
@@ -67,13 +76,22 @@ impl Sequential {
     /// # Errors
     /// As [`open`](Self::open), and when a weight cannot be run so.
     pub fn open_with(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        Self::open_over(checkpoint, &Overlay::default(), execution)
+    }
+
+    /// As [`open_with`](Self::open_with), with other tensors in the place of some.
+    pub(super) fn open_over(
+        checkpoint: &Checkpoint,
+        overlay: &Overlay,
+        execution: Execution,
+    ) -> Result<Self, ModelError> {
         let config = SequentialConfig::of(checkpoint)?;
         let input_features = checked_product(&config.input_shape).filter(|n| (1..=MAX_VALUES).contains(n));
         let input_features = input_features.ok_or_else(|| ModelError::Architecture {
             path: checkpoint.path().to_path_buf(),
             reason: format!("its input_shape {:?} is not 1 to {MAX_VALUES} values", config.input_shape),
         })?;
-        let mut builder = Builder { checkpoint, execution, shape: config.input_shape.clone() };
+        let mut builder = Builder { checkpoint, overlay, execution, shape: config.input_shape.clone() };
         let layers = config.layers.iter().filter_map(|l| builder.layer(l).transpose());
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let output_features = checked_product(&builder.shape).filter(|n| *n > 0);
@@ -107,25 +125,92 @@ impl Sequential {
     /// # Errors
     /// When the input has another number of features.
     pub fn forward(&self, input: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
+        let mut x = self.embed(input)?;
+        for block in 0..self.blocks() {
+            self.run_block(block, &mut x, None)?;
+        }
+        Ok(x)
+    }
+
+    /// Number of layers with weights. Each is the first of a block, whose other layers have none.
+    pub fn blocks(&self) -> usize {
+        self.layers.iter().filter(|layer| layer.product().is_some()).count()
+    }
+
+    /// What the first block takes.
+    ///
+    /// # Shapes
+    /// `[batch, input_features]` → `[batch, features]`.
+    ///
+    /// # Errors
+    /// When the input has another number of features.
+    pub fn embed(&self, input: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
         if input.ncols() != self.input_features {
             return Err(ModelError::Input { expected: self.input_features, actual: input.ncols() });
         }
-        let mut x = input.to_owned();
-        for layer in &self.layers {
-            x = match layer {
-                Layer::Linear { weight, bias } => product(x.view(), weight, bias.as_deref())?,
-                Layer::Conv2d { weight, bias, geometry } => {
-                    geometry.convolve(x.view(), weight, bias.as_deref())?
-                }
-                Layer::Relu => {
-                    // a comparison, because `max` would turn NaN into 0
-                    x.mapv_inplace(|v| if v < 0.0 { 0.0 } else { v });
-                    x
-                }
-                Layer::MaxPool2d { size, input } => max_pool(x.view(), *size, *input),
-            };
+        let mut before = self.layers.iter().take_while(|layer| layer.product().is_none());
+        before.try_fold(input.to_owned(), |x, layer| layer.run(x, &mut None))
+    }
+
+    /// Runs a layer with weights, and those behind it that have none.
+    ///
+    /// # Shapes
+    /// `[batch, features]`, before and after.
+    ///
+    /// # Errors
+    /// When the input has another number of features.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn run_block(
+        &self,
+        block: usize,
+        x: &mut Array2<f32>,
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<(), ModelError> {
+        let first = self.block_start(block);
+        for (number, layer) in self.layers[first..].iter().enumerate() {
+            if number > 0 && layer.product().is_some() {
+                break;
+            }
+            *x = layer.run(std::mem::take(x), &mut tap)?;
         }
-        Ok(x)
+        Ok(())
+    }
+
+    fn block_start(&self, block: usize) -> usize {
+        let starts = self.layers.iter().enumerate().filter(|(_, layer)| layer.product().is_some());
+        let start = starts.map(|(number, _)| number).nth(block);
+        assert!(start.is_some(), "block {block} of {}", self.blocks());
+        start.unwrap_or_default()
+    }
+
+    /// The layer of a block that has a weight.
+    pub(super) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
+        let product = self.layers[self.block_start(block)].product();
+        product.map(|product| vec![product.name.clone()]).into_iter().collect()
+    }
+}
+
+impl Layer {
+    fn product(&self) -> Option<&Product> {
+        match self {
+            Self::Linear(product) | Self::Conv2d(product, _) => Some(product),
+            Self::Relu | Self::MaxPool2d { .. } => None,
+        }
+    }
+
+    fn run(&self, mut x: Array2<f32>, tap: &mut Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+        match self {
+            Self::Linear(product) => product.run(x.view(), tap),
+            Self::Conv2d(product, geometry) => geometry.convolve(x.view(), product, tap),
+            Self::Relu => {
+                // a comparison, because `max` would turn NaN into 0
+                x.mapv_inplace(|v| if v < 0.0 { 0.0 } else { v });
+                Ok(x)
+            }
+            Self::MaxPool2d { size, input } => Ok(max_pool(x.view(), *size, *input)),
+        }
     }
 }
 
@@ -146,6 +231,7 @@ impl Classifier for Sequential {
 /// Follows the shape of the activations through the layers.
 struct Builder<'a> {
     checkpoint: &'a Checkpoint,
+    overlay: &'a Overlay,
     execution: Execution,
     shape: Vec<usize>,
 }
@@ -168,6 +254,7 @@ impl Builder<'_> {
             }
             LayerConfig::Linear { name } => {
                 let (weight, bias) = self.tensors(name)?;
+                let product = |weight| Product { name: name.clone(), weight, bias };
                 let features = self.shape.last().copied().unwrap_or(0);
                 if self.shape.len() != 1 || weight.shape().len() != 2 || weight.cols() != features {
                     let reason = format!(
@@ -178,7 +265,7 @@ impl Builder<'_> {
                     return Err(bad(name, reason));
                 }
                 self.shape = vec![weight.rows()];
-                Ok(Some(Layer::Linear { weight: self.execution.packed(&weight)?, bias }))
+                Ok(Some(Layer::Linear(product(self.execution.packed(&weight)?))))
             }
             LayerConfig::Conv2d { name, padding, stride } => {
                 let (weight, bias) = self.tensors(name)?;
@@ -212,7 +299,8 @@ impl Builder<'_> {
                     return Err(overflow(name));
                 }
                 self.shape = geometry.output.to_vec();
-                Ok(Some(Layer::Conv2d { weight: self.execution.packed(&weight)?, bias, geometry }))
+                let product = Product { name: name.clone(), weight: self.execution.packed(&weight)?, bias };
+                Ok(Some(Layer::Conv2d(product, geometry)))
             }
             LayerConfig::MaxPool2d { size } => {
                 let &[c, h, w] = self.shape.as_slice() else {
@@ -234,10 +322,14 @@ impl Builder<'_> {
     }
 
     fn tensors(&self, name: &str) -> Result<(CompressedWeight, Option<Vec<f32>>), ModelError> {
-        let weight = self.checkpoint.weight(&format!("{name}.weight"))?;
+        let weight_name = format!("{name}.weight");
+        let weight = match self.overlay.get(&weight_name) {
+            Some(weight) => weight.clone(),
+            None => self.checkpoint.weight(&weight_name)?,
+        };
         let bias_name = format!("{name}.bias");
         let bias = if self.checkpoint.entry(&bias_name).is_ok() {
-            let bias = self.checkpoint.dense(&bias_name)?;
+            let bias = self.overlay.dense(self.checkpoint, &bias_name)?;
             if bias.len() != weight.rows() {
                 return Err(ModelError::Layer {
                     path: self.checkpoint.path().to_path_buf(),
@@ -253,18 +345,19 @@ impl Builder<'_> {
     }
 }
 
-/// `x · Wᵀ + bias`.
-fn product(
-    x: ArrayView2<'_, f32>,
-    weight: &PackedWeight,
-    bias: Option<&[f32]>,
-) -> Result<Array2<f32>, ModelError> {
-    let mut y = Array2::zeros((x.nrows(), weight.rows()));
-    let x = x.as_standard_layout();
-    if let (Some(x), Some(y)) = (x.as_slice(), y.as_slice_mut()) {
-        weight.matmul_into(x, Epilogue { bias, relu: false }, y)?;
+impl Product {
+    /// `x · Wᵀ + bias`.
+    fn run(&self, x: ArrayView2<'_, f32>, tap: &mut Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+        if let Some(tap) = tap {
+            tap.observe(&[&self.name], x);
+        }
+        let mut y = Array2::zeros((x.nrows(), self.weight.rows()));
+        let x = x.as_standard_layout();
+        if let (Some(x), Some(y)) = (x.as_slice(), y.as_slice_mut()) {
+            self.weight.matmul_into(x, Epilogue { bias: self.bias.as_deref(), relu: false }, y)?;
+        }
+        Ok(y)
     }
-    Ok(y)
 }
 
 fn checked_product(shape: &[usize]) -> Option<usize> {
@@ -276,8 +369,8 @@ impl Geometry {
     fn convolve(
         &self,
         x: ArrayView2<'_, f32>,
-        weight: &PackedWeight,
-        bias: Option<&[f32]>,
+        product: &Product,
+        tap: &mut Option<&mut dyn Tap>,
     ) -> Result<Array2<f32>, ModelError> {
         let [c, h, w] = self.input;
         let [out, oh, ow] = self.output;
@@ -304,7 +397,7 @@ impl Geometry {
             });
         }
         // [batch · windows, out] → [batch, out · windows]
-        let product = product(patches.view(), weight, bias)?;
+        let product = product.run(patches.view(), tap)?;
         let mut y = Array2::<f32>::zeros((batch, out * windows));
         for ((image, mut y), product) in
             y.axis_iter_mut(Axis(0)).enumerate().zip(product.axis_chunks_iter(Axis(0), windows.max(1)))

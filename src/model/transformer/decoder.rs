@@ -10,8 +10,9 @@ use crate::kernels::activate::{self, Activation};
 use crate::kernels::attention::{KeyValues, Visible, attend};
 use crate::kernels::in_pool;
 use crate::kernels::normalize::rms_norm;
-use crate::model::linear::{Linear, forward_all, observe};
+use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, LanguageModel};
+use crate::model::overlay::Overlay;
 use crate::model::{ModelError, Tap};
 
 /// A decoder like LLaMA: RMS normalization, rotary embeddings, grouped-query attention, a gated feed-forward layer.
@@ -106,9 +107,18 @@ impl Decoder {
     /// # Errors
     /// When `config.json` lacks a key or asks for what is not supported, or a tensor is missing or misshapen.
     pub fn open(checkpoint: &Checkpoint, execution: Execution) -> Result<Self, ModelError> {
+        Self::open_over(checkpoint, &Overlay::default(), execution)
+    }
+
+    /// As [`open`](Self::open), with other tensors in the place of some.
+    pub(in crate::model) fn open_over(
+        checkpoint: &Checkpoint,
+        overlay: &Overlay,
+        execution: Execution,
+    ) -> Result<Self, ModelError> {
         let config = DecoderConfig::of(checkpoint)?;
-        let prefix = Tensors::prefix(checkpoint, &["model.", ""], "embed_tokens.weight");
-        let tensors = Tensors { checkpoint, execution, prefix };
+        let tensors = Self::tensors(checkpoint, overlay, execution);
+        let prefix = tensors.prefix;
         let embedding = tensors.embedding("embed_tokens", [config.vocab_size, config.hidden])?;
         let mut blocks = Vec::new();
         for block in 0..config.blocks {
@@ -141,6 +151,31 @@ impl Decoder {
             norm,
             head,
         })
+    }
+
+    fn tensors<'a>(checkpoint: &'a Checkpoint, overlay: &'a Overlay, execution: Execution) -> Tensors<'a> {
+        let prefix = Tensors::prefix(checkpoint, &["model.", ""], "embed_tokens.weight");
+        Tensors { checkpoint, overlay, execution, prefix }
+    }
+
+    /// Opens one block anew.
+    pub(in crate::model) fn reopen_block(
+        &mut self,
+        checkpoint: &Checkpoint,
+        overlay: &Overlay,
+        execution: Execution,
+        block: usize,
+    ) -> Result<(), ModelError> {
+        let config = DecoderConfig::of(checkpoint)?;
+        self.blocks[block] = Block::open(&Self::tensors(checkpoint, overlay, execution), &config, block)?;
+        Ok(())
+    }
+
+    /// The linear layers of a block, those with the same input together.
+    pub(in crate::model) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
+        let Block { query, key, value, output, gate, up, down, .. } = &self.blocks[block];
+        let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[gate, up], &[down]];
+        names_of(groups)
     }
 
     /// What kind of network it is, in the words of `config.json`.

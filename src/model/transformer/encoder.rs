@@ -10,8 +10,9 @@ use crate::kernels::activate::{self, Activation};
 use crate::kernels::attention::{KeyValues, Visible, attend};
 use crate::kernels::in_pool;
 use crate::kernels::normalize::layer_norm;
-use crate::model::linear::{Linear, forward_all, observe};
+use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, SentenceEncoder};
+use crate::model::overlay::Overlay;
 use crate::model::{ModelError, Tap};
 
 /// An encoder like BERT: learned positions, layer normalization after each part, attention to all tokens; with the pooling that
@@ -40,8 +41,17 @@ pub struct Encoder {
     /// The vector of the first segment, in which all tokens are.
     segment: Vec<f32>,
     norm: Norm,
+    sizes: Sizes,
     blocks: Vec<Block>,
     pooling: Pooling,
+}
+
+/// What all blocks share.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    intermediate: usize,
+    epsilon: f32,
 }
 
 #[derive(Debug, Clone)]
@@ -101,31 +111,17 @@ impl Encoder {
         let epsilon = keys.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32;
         let activation = keys.activation("gelu")?;
 
-        let prefix = Tensors::prefix(checkpoint, &["", "bert."], "embeddings.word_embeddings.weight");
-        let tensors = Tensors { checkpoint, execution, prefix };
-        let norm = |name: &str| -> Result<Norm, ModelError> {
-            let vector = |part: &str| tensors.vector(&format!("{name}.{part}"), hidden);
-            Ok(Norm { weight: vector("weight")?, bias: vector("bias")?, epsilon })
-        };
+        let overlay = Overlay::default();
+        let tensors = Self::tensors(checkpoint, &overlay, execution);
         let words = tensors.embedding("embeddings.word_embeddings", [vocab_size, hidden])?;
         let positions = tensors.embedding("embeddings.position_embeddings", [max_positions, hidden])?;
         let mut segment = Vec::new();
         let segment_table = tensors.embedding("embeddings.token_type_embeddings", [segments, hidden])?;
         segment_table.look_up(&[0], hidden, &mut segment)?;
+        let sizes = Sizes { hidden, intermediate, epsilon };
         let mut blocks = Vec::new();
         for block in 0..keys.count("num_hidden_layers")? {
-            let at = |name: &str| format!("encoder.layer.{block}.{name}");
-            let linear = |name: &str, shape| tensors.linear(&at(name), shape, true);
-            blocks.push(Block {
-                query: linear("attention.self.query", [hidden, hidden])?,
-                key: linear("attention.self.key", [hidden, hidden])?,
-                value: linear("attention.self.value", [hidden, hidden])?,
-                output: linear("attention.output.dense", [hidden, hidden])?,
-                attention_norm: norm(&at("attention.output.LayerNorm"))?,
-                up: linear("intermediate.dense", [intermediate, hidden])?,
-                down: linear("output.dense", [hidden, intermediate])?,
-                feed_forward_norm: norm(&at("output.LayerNorm"))?,
-            });
+            blocks.push(Block::open(&tensors, sizes, block)?);
         }
         let pooling = Pooling::of(checkpoint)?;
         Ok(Self {
@@ -137,10 +133,35 @@ impl Encoder {
             words,
             positions,
             segment,
-            norm: norm("embeddings.LayerNorm")?,
+            norm: Norm::open(&tensors, "embeddings.LayerNorm", sizes)?,
+            sizes,
             blocks,
             pooling,
         })
+    }
+
+    fn tensors<'a>(checkpoint: &'a Checkpoint, overlay: &'a Overlay, execution: Execution) -> Tensors<'a> {
+        let prefix = Tensors::prefix(checkpoint, &["", "bert."], "embeddings.word_embeddings.weight");
+        Tensors { checkpoint, overlay, execution, prefix }
+    }
+
+    /// Opens one block anew, with other tensors in the place of some.
+    pub(in crate::model) fn reopen_block(
+        &mut self,
+        checkpoint: &Checkpoint,
+        overlay: &Overlay,
+        execution: Execution,
+        block: usize,
+    ) -> Result<(), ModelError> {
+        self.blocks[block] = Block::open(&Self::tensors(checkpoint, overlay, execution), self.sizes, block)?;
+        Ok(())
+    }
+
+    /// The linear layers of a block, those with the same input together.
+    pub(in crate::model) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
+        let Block { query, key, value, output, up, down, .. } = &self.blocks[block];
+        let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[up], &[down]];
+        names_of(groups)
     }
 
     /// Number of different tokens.
@@ -310,12 +331,33 @@ impl SentenceEncoder for Encoder {
 }
 
 impl Norm {
+    fn open(tensors: &Tensors<'_>, name: &str, sizes: Sizes) -> Result<Self, ModelError> {
+        let vector = |part: &str| tensors.vector(&format!("{name}.{part}"), sizes.hidden);
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")?, epsilon: sizes.epsilon })
+    }
+
     fn apply(&self, values: &mut [f32]) {
         layer_norm(values, &self.weight, &self.bias, self.epsilon);
     }
 }
 
 impl Block {
+    fn open(tensors: &Tensors<'_>, sizes: Sizes, block: usize) -> Result<Self, ModelError> {
+        let Sizes { hidden, intermediate, .. } = sizes;
+        let at = |name: &str| format!("encoder.layer.{block}.{name}");
+        let linear = |name: &str, shape| tensors.linear(&at(name), shape, true);
+        Ok(Self {
+            query: linear("attention.self.query", [hidden, hidden])?,
+            key: linear("attention.self.key", [hidden, hidden])?,
+            value: linear("attention.self.value", [hidden, hidden])?,
+            output: linear("attention.output.dense", [hidden, hidden])?,
+            attention_norm: Norm::open(tensors, &at("attention.output.LayerNorm"), sizes)?,
+            up: linear("intermediate.dense", [intermediate, hidden])?,
+            down: linear("output.dense", [hidden, intermediate])?,
+            feed_forward_norm: Norm::open(tensors, &at("output.LayerNorm"), sizes)?,
+        })
+    }
+
     fn run(
         &self,
         model: &Encoder,

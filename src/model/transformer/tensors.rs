@@ -2,12 +2,15 @@ use crate::checkpoint::{Checkpoint, Stored};
 use crate::model::ModelError;
 use crate::model::linear::{Linear, MappedMatrix, Matrix};
 use crate::model::network::Execution;
+use crate::model::overlay::Overlay;
 
 use super::embedding::Embedding;
 
 /// Tensors of a checkpoint, by name and expected shape.
 pub(super) struct Tensors<'a> {
     pub(super) checkpoint: &'a Checkpoint,
+    /// What stands in for some of them.
+    pub(super) overlay: &'a Overlay,
     pub(super) execution: Execution,
     /// What stands before every name: `model.`, `bert.` or nothing.
     pub(super) prefix: &'static str,
@@ -26,7 +29,7 @@ impl Tensors<'_> {
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
-        let actual = &self.checkpoint.entry(name)?.shape;
+        let actual = self.overlay.shape(self.checkpoint, name)?;
         if actual == expected {
             return Ok(());
         }
@@ -37,7 +40,7 @@ impl Tensors<'_> {
     pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let name = format!("{}{name}", self.prefix);
         self.check_shape(&name, &[len])?;
-        Ok(self.checkpoint.dense(&name)?)
+        self.overlay.dense(self.checkpoint, &name)
     }
 
     /// A linear layer, `[out, in]`, with a bias if there is one to be.
@@ -57,6 +60,9 @@ impl Tensors<'_> {
     pub(super) fn embedding(&self, name: &str, shape: [usize; 2]) -> Result<Embedding, ModelError> {
         let name = format!("{}{name}.weight", self.prefix);
         self.check_shape(&name, &shape)?;
+        if let Some(weight) = self.overlay.get(&name) {
+            return Ok(Embedding::Compressed(Box::new(weight.clone())));
+        }
         Ok(match self.mapped(&name, shape)? {
             Some(matrix) => Embedding::Mapped(matrix),
             None => Embedding::Compressed(Box::new(self.checkpoint.weight(&name)?)),
@@ -73,16 +79,21 @@ impl Tensors<'_> {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
         self.check_shape(name, &shape)?;
+        let packed =
+            |weight| self.execution.packed(weight).map_err(|error| self.error(name, error.to_string()));
+        if let Some(weight) = self.overlay.get(name) {
+            return packed(weight).map(Matrix::Packed);
+        }
         if let Some(matrix) = self.mapped(name, shape)? {
             return Ok(Matrix::Mapped(matrix));
         }
         let weight = self.checkpoint.weight(name)?;
-        let packed = self.execution.packed(&weight);
+        let packed = packed(&weight);
         // the packed form is all that is read from here on
         if let Ok(entry) = self.checkpoint.entry(name) {
             self.checkpoint.release_entry(entry);
         }
-        packed.map(Matrix::Packed).map_err(|error| self.error(name, error.to_string()))
+        packed.map(Matrix::Packed)
     }
 
     /// A plain tensor where it is mapped.

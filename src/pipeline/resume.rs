@@ -1,0 +1,177 @@
+//! What a calibrated run has finished, kept on the disk so that the same command can go on from there.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::PipelineError;
+use super::prepared::TensorReport;
+use crate::checkpoint::formats::{self, tersor};
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter};
+use crate::file::read_regular;
+use crate::weight::{Coding, CompressedWeight, LayoutKind};
+
+const STATE: &str = "run.json";
+const LOCK: &str = "lock";
+
+/// The folder of an unfinished run, `OUTPUT.unfinished`.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    folder: PathBuf,
+    /// Held as long as this run works on it.
+    _lock: File,
+}
+
+/// A block that is on the disk.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) tensors: Checkpoint,
+    pub(super) reports: Vec<TensorReport>,
+}
+
+impl Finished {
+    /// Its tensors.
+    ///
+    /// # Errors
+    /// When its file has changed.
+    pub(super) fn weights(&self) -> Result<Vec<(String, CompressedWeight)>, PipelineError> {
+        let names = self.tensors.entries().iter().map(|entry| &entry.name);
+        names.map(|name| Ok((name.clone(), self.tensors.weight(name)?))).collect()
+    }
+}
+
+impl Unfinished {
+    /// Opens the folder of a run, or makes it.
+    ///
+    /// # Errors
+    /// When it is that of another run, another process works on it, or the disk refuses.
+    pub(super) fn open(output: &Path, fingerprint: &str) -> Result<Self, PipelineError> {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".unfinished");
+        let folder = output.with_file_name(name);
+        fs::create_dir_all(&folder).map_err(CheckpointError::io(&folder, "create"))?;
+        let lock_path = folder.join(LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(CheckpointError::io(&lock_path, "open"))?;
+        if lock.try_lock().is_err() {
+            let reason = "another process works on it; wait for it to end".to_owned();
+            return Err(PipelineError::Unfinished { path: folder, reason });
+        }
+        let state = folder.join(STATE);
+        let mine = json!({ "tersor": env!("CARGO_PKG_VERSION"), "fingerprint": fingerprint });
+        match read_regular(&state) {
+            Ok(bytes) if serde_json::from_slice::<Value>(&bytes).ok().as_ref() == Some(&mine) => {}
+            Ok(_) => {
+                let reason = "holds the blocks of another run (another source, recipe, calibration or seed); finish that one, \
+                              or delete the folder"
+                    .to_owned();
+                return Err(PipelineError::Unfinished { path: folder, reason });
+            }
+            Err(_) => write_atomically(&folder, STATE, |path| {
+                fs::write(path, format!("{mine:#}\n")).map_err(CheckpointError::io(path, "write"))
+            })?,
+        }
+        Ok(Self { folder, _lock: lock })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn block_name(block: usize, ending: &str) -> String {
+        format!("block-{block:05}.{ending}")
+    }
+
+    /// A block, if it is finished.
+    ///
+    /// # Errors
+    /// When its file is there and cannot be read.
+    pub(super) fn block(&self, block: usize) -> Result<Option<Finished>, PipelineError> {
+        // written last
+        let path = self.folder.join(Self::block_name(block, "json"));
+        let Ok(bytes) = read_regular(&path) else { return Ok(None) };
+        let reports = serde_json::from_slice(&bytes).map_err(|e| PipelineError::Unfinished {
+            path: path.clone(),
+            reason: format!("is damaged ({e}); delete the folder"),
+        })?;
+        let tensors = Checkpoint::open(self.folder.join(Self::block_name(block, "safetensors")))?;
+        Ok(Some(Finished { tensors, reports }))
+    }
+
+    /// Writes a finished block, and waits until the disk has it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn write_block(
+        &self,
+        block: usize,
+        tensors: &[(String, CompressedWeight)],
+        reports: &[TensorReport],
+    ) -> Result<Finished, PipelineError> {
+        write_atomically(&self.folder, &Self::block_name(block, "safetensors"), |path| {
+            write_tensors(path, tensors)
+        })?;
+        write_atomically(&self.folder, &Self::block_name(block, "json"), |path| {
+            fs::write(path, format!("{:#}\n", json!(reports))).map_err(CheckpointError::io(path, "write"))
+        })?;
+        // as a run reads it that goes on from here, so that both write the same
+        self.block(block)?.ok_or_else(|| PipelineError::Unfinished {
+            path: self.folder.clone(),
+            reason: "a block that was just written is gone".into(),
+        })
+    }
+
+    /// Removes the folder: the output is complete.
+    pub(super) fn remove(self) {
+        // what cannot be removed does no harm
+        fs::remove_dir_all(&self.folder).ok();
+    }
+
+    /// Removes the folder if no block has been finished.
+    pub(super) fn remove_if_empty(self) {
+        if !self.folder.join(Self::block_name(0, "json")).exists() {
+            self.remove();
+        }
+    }
+}
+
+fn write_tensors(path: &Path, tensors: &[(String, CompressedWeight)]) -> Result<(), CheckpointError> {
+    let specs: Vec<TensorSpec> =
+        tensors.iter().flat_map(|(name, weight)| formats::specs(name, weight.form())).collect();
+    let is_plain = |weight: &CompressedWeight| {
+        weight.form().layout() == LayoutKind::Dense && matches!(weight.form().coding(), Coding::Float(_))
+    };
+    let mut forms =
+        tensors.iter().filter(|(_, w)| !is_plain(w)).map(|(n, w)| (n.as_str(), w.form())).peekable();
+    let mut metadata = std::collections::BTreeMap::new();
+    if forms.peek().is_some() {
+        metadata.insert(tersor::KEY.into(), tersor::write_metadata(forms));
+    }
+    // a file that an earlier run did not finish
+    fs::remove_file(path).ok();
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let mut writer = TensorWriter::create(path, specs, &metadata)?;
+    let data = tensors.iter().flat_map(|(_, weight)| formats::encode(weight));
+    for (name, (_, bytes)) in names.iter().zip(data) {
+        writer.write(name, &bytes)?;
+    }
+    writer.finish()
+}
+
+/// Writes a file under another name, and renames it when the disk has it.
+fn write_atomically(
+    folder: &Path,
+    name: &str,
+    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let (path, temporary) = (folder.join(name), folder.join(format!("{name}.part")));
+    write(&temporary)?;
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+    sync(&temporary).map_err(CheckpointError::io(&temporary, "sync"))?;
+    fs::rename(&temporary, &path).map_err(CheckpointError::io(&path, "rename to"))?;
+    if cfg!(unix) {
+        sync(folder).map_err(CheckpointError::io(folder, "sync"))?;
+    }
+    Ok(())
+}
