@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use tersor::recipe::preset_names;
+use tersor::recipe::{Rounding, Transform, preset_names};
 use tersor::report::{Keep, Pricing};
 use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
 
@@ -126,15 +126,49 @@ Examples:
   tersor compress SmolLM2-135M --preset int8 -o SmolLM2-135M-int8
   tersor compress SmolLM2-135M --preset int4 --group-size 64 --ignore '*.down_proj' -o out
   tersor compress model.safetensors --preset 2:4+int8 -o out
-  tersor compress SmolLM2-135M --recipe recipe.toml -o out --json")]
+  tersor compress SmolLM2-135M --preset int4 --method gptq --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset int4 --transform awq --method clip --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --recipe recipe.toml -o out --json
+
+An interrupted calibrated run keeps its finished blocks in OUT.unfinished; the same command goes on from there.")]
 pub(super) struct CompressArgs {
     /// A safetensors file, or a folder with one or several
     pub(super) source: PathBuf,
     #[command(flatten)]
     pub(super) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(super) calibration: CalibrationArgs,
     /// The folder to write; must not exist
     #[arg(long, short, value_name = "DIR")]
     pub(super) output: PathBuf,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub(super) struct CalibrationArgs {
+    /// What the network runs on: text, JSON lines with `text` or `input_ids`, or safetensors with `input_ids` or `inputs`
+    #[arg(long, value_name = "FILE")]
+    pub(super) calibration: Option<PathBuf>,
+    /// Samples to take of it
+    #[arg(long, value_name = "N", default_value = "128", requires = "calibration")]
+    pub(super) samples: NonZeroUsize,
+    /// Most tokens of a sample
+    #[arg(long, value_name = "N", default_value = "512", requires = "calibration")]
+    pub(super) context: NonZeroUsize,
+    /// What the layers of a block see
+    #[arg(long, value_name = "WHICH", default_value = "compressed", requires = "calibration")]
+    pub(super) inputs: Inputs,
+    /// Stop where a method loses to plain rounding, or something else does not go as asked
+    #[arg(long, requires = "calibration")]
+    pub(super) strict: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Inputs {
+    /// What the compressed blocks before give
+    Compressed,
+    /// What the blocks before gave before they were compressed
+    Dense,
 }
 
 #[derive(Args)]
@@ -148,6 +182,12 @@ pub(super) struct RecipeArgs {
     /// Columns that share a scale, for presets with integer codes
     #[arg(long, value_name = "N", conflicts_with = "recipe")]
     pub(super) group_size: Option<NonZeroUsize>,
+    /// How the codes of integer presets are chosen
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
+    pub(super) method: Option<String>,
+    /// Change the whole model before, without changing what it computes; repeatable
+    #[arg(long, value_name = "NAME", long_help = names_help("Change the whole model before, without changing what it computes; repeatable:", &Transform::NAMES))]
+    pub(super) transform: Vec<String>,
     /// Leave these tensors as they are: a name with `*` and `?`, or `re:` and a regular expression; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub(super) ignore: Vec<String>,
@@ -157,6 +197,11 @@ pub(super) struct RecipeArgs {
     /// What happens to values beyond the largest f16 or bf16, for presets that convert; by default refuse
     #[arg(long, value_name = "WHAT", conflicts_with = "recipe")]
     pub(super) overflow: Option<OverflowChoice>,
+}
+
+fn names_help(help: &str, names: &[(&str, &str)]) -> String {
+    let lines = names.iter().map(|(name, what)| format!("  {name:<15} {what}"));
+    std::iter::once(help.to_owned()).chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 fn preset_help() -> String {
@@ -201,7 +246,8 @@ impl RecipeArgs {
                 None | Some(OverflowChoice::Refuse) => Overflow::Refuse,
                 Some(OverflowChoice::Clamp) => Overflow::Clamp,
             };
-            let options = PresetOptions { group_size: self.group_size, overflow, format };
+            let rounding = self.method.as_deref().map(Rounding::from_name).transpose()?.unwrap_or_default();
+            let options = PresetOptions { group_size: self.group_size, overflow, format, rounding };
             Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
         };
         if let Some(format) = format {
@@ -209,6 +255,9 @@ impl RecipeArgs {
         }
         for pattern in &self.ignore {
             recipe = recipe.ignore(pattern)?;
+        }
+        for name in &self.transform {
+            recipe = recipe.transform(Transform::from_name(name)?);
         }
         Ok(recipe)
     }

@@ -1,19 +1,29 @@
+use tersor::pipeline::{BlockInputs, Calibration};
 use tersor::report::layers_table;
-use tersor::{Checkpoint, Plan};
+use tersor::{Checkpoint, Cut, Execution, Needs, Network, Plan, Samples, Tokenizer};
 
-use super::args::CompressArgs;
+use super::args::{CalibrationArgs, CompressArgs, Inputs};
 use super::output::{Output, human};
 use super::plan::notes;
 use super::{Failure, Outcome};
 
-pub(super) fn run(args: &CompressArgs, output: &Output) -> Result<Outcome, Failure> {
+pub(super) fn run(args: &CompressArgs, seed: u64, output: &Output) -> Result<Outcome, Failure> {
     let checkpoint = Checkpoint::open(&args.source)?;
     let recipe = args.recipe.read()?;
     let plan = Plan::new(&checkpoint, &recipe)?;
     for note in notes(&plan) {
         output.note(&format!("note: {note}"));
     }
-    let run = plan.run(&args.output, &mut output.progress()?)?;
+    let run = match args.calibration.samples(&checkpoint, seed)? {
+        None => plan.run(&args.output, &mut output.progress()?)?,
+        Some(samples) => {
+            if plan.needs() == Needs::Nothing {
+                output.note("note: nothing in this recipe looks at the calibration samples");
+            }
+            let calibration = args.calibration.of(&samples);
+            plan.run_calibrated(&args.output, calibration, &mut output.progress()?)?
+        }
+    };
     let clamped: u64 = run.layers.iter().map(|l| l.clamped).sum();
     if clamped > 0 {
         output.note(&format!(
@@ -29,4 +39,24 @@ pub(super) fn run(args: &CompressArgs, output: &Output) -> Result<Outcome, Failu
     );
     output.print(&run, &layers_table(&run.layers), &summary)?;
     Ok(Outcome::Done)
+}
+
+impl CalibrationArgs {
+    /// The samples, if some are asked for.
+    fn samples(&self, checkpoint: &Checkpoint, seed: u64) -> Result<Option<Samples>, Failure> {
+        let Some(path) = &self.calibration else { return Ok(None) };
+        let cut = Cut { samples: self.samples.get(), context: self.context.get(), seed };
+        let is_decoder = Network::open(checkpoint, Execution::default())?.decoder().is_ok();
+        // only texts need one
+        let tokenizer = Tokenizer::of(checkpoint).ok();
+        Ok(Some(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?))
+    }
+
+    fn of<'s>(&self, samples: &'s Samples) -> Calibration<'s> {
+        let inputs = match self.inputs {
+            Inputs::Compressed => BlockInputs::Compressed,
+            Inputs::Dense => BlockInputs::Dense,
+        };
+        Calibration::new(samples).inputs(inputs).strict(self.strict)
+    }
 }

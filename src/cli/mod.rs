@@ -68,7 +68,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     match &arguments.command {
         Command::Inspect(args) => inspect::run(args, &output),
         Command::Plan(args) => plan::run(args, &output),
-        Command::Compress(args) => compress::run(args, &output),
+        Command::Compress(args) => compress::run(args, arguments.common.seed, &output),
         Command::Eval(args) => eval::run(args, &output),
         Command::Compare(args) => compare::run(args, &output),
         Command::Generate(args) => generate::run(args, arguments.common.seed, &output),

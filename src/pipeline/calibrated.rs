@@ -12,14 +12,17 @@ use super::prepared::{Prepared, TensorReport};
 use super::resume::Unfinished;
 use super::run::{Progress, Run};
 use super::stream::Failure;
+use super::transforms::Changed;
 use crate::calibrate::{Group, Samples, Store, embed, observe_block, run_block};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Stored};
+use crate::dtype::Precision;
 use crate::evaluate::WeightErrors;
 use crate::file::{hash_regular, hex};
-use crate::layer::{LayerStats, Needs};
+use crate::layer::{Layer, LayerStats, Method, Needs};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
 use crate::model::overlay::Overlay;
+use crate::quantize::FloatCast;
 use crate::weight::CompressedWeight;
 
 /// What the layers of a block are given while it is calibrated.
@@ -35,7 +38,7 @@ pub enum BlockInputs {
 /// How a run is calibrated.
 #[derive(Debug, Clone, Copy)]
 pub struct Calibration<'s> {
-    samples: &'s Samples,
+    samples: Option<&'s Samples>,
     inputs: BlockInputs,
     strict: bool,
     memory: usize,
@@ -47,7 +50,12 @@ impl<'s> Calibration<'s> {
 
     /// Calibration on these samples.
     pub fn new(samples: &'s Samples) -> Self {
-        Self { samples, inputs: BlockInputs::default(), strict: false, memory: Self::MEMORY }
+        Self { samples: Some(samples), ..Self::none() }
+    }
+
+    /// No calibration: for recipes with transforms that need none.
+    pub(super) fn none() -> Self {
+        Self { samples: None, inputs: BlockInputs::Compressed, strict: false, memory: Self::MEMORY }
     }
 
     /// Chooses what the layers of a block are given.
@@ -74,7 +82,7 @@ impl Plan<'_> {
     /// What the recipe needs to know of the layers' inputs. Unless that is nothing, [`run_calibrated`](Self::run_calibrated)
     /// runs it.
     pub fn needs(&self) -> Needs {
-        self.tensors().iter().map(needs_of).max().unwrap_or_default()
+        self.tensors().iter().map(needs_of).max().unwrap_or_default().max(self.transforms.needs())
     }
 
     /// Does what is planned, as [`run`](Self::run), with calibration: every layer is compressed with regard to what goes into
@@ -126,7 +134,8 @@ impl Plan<'_> {
             };
             hash.update(format!("{} {methods}\n", tensor.name()));
         }
-        hash.update(format!("{} {:?}", calibration.samples.fingerprint(), calibration.inputs));
+        let samples = calibration.samples.map(Samples::fingerprint).unwrap_or_default();
+        hash.update(format!("{:?} {samples} {:?}", self.transforms, calibration.inputs));
         Ok(hex(hash))
     }
 
@@ -136,44 +145,58 @@ impl Plan<'_> {
         calibration: Calibration<'_>,
         progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Prepared, PipelineError> {
-        let planned: BTreeMap<&str, &PlannedTensor<'_>> =
-            self.tensors().iter().map(|t| (t.name(), t)).collect();
         let mut model = Blockwise::open(self.checkpoint, Overlay::default(), Execution::default())?;
         self.check_seen(&model)?;
-        let store = Store::new(calibration.memory, unfinished.folder());
-        let mut store = embed(&model, calibration.samples, store)?;
-        let mut prepared = Prepared::default();
         let total = self.tensors().iter().map(|t| t.entry.bytes).sum();
         let mut done = 0;
-        for block in 0..model.blocks() {
-            let groups = model.block_layers(block);
-            let tensors: Vec<&PlannedTensor<'_>> = groups
-                .iter()
-                .flatten()
-                .filter_map(|layer| planned.get(format!("{layer}.weight").as_str()).copied())
-                .collect();
-            let what = tensors.first().map(|tensor| tensor.name());
-            if progress(Progress { tensor: what, done, total }).is_break() {
-                return Err(PipelineError::Stopped);
+        let mut next = |tensors: &[&PlannedTensor<'_>]| {
+            let tensor = tensors.first().map(|tensor| tensor.name());
+            let ended = progress(Progress { tensor, done, total }).is_break();
+            done += tensors.iter().map(|tensor| tensor.entry.bytes).sum::<u64>();
+            if ended { Err(PipelineError::Stopped) } else { Ok(()) }
+        };
+        let mut prepared = Prepared::default();
+        let (blocks, outside) = self.tensors_of_blocks(&model);
+        if !self.transforms.is_empty() {
+            next(&outside)?;
+            let finished = match unfinished.block(blocks.len())? {
+                Some(finished) => finished,
+                None => {
+                    let names = outside.iter().map(|tensor| tensor.name());
+                    let changed = self.transforms.rotate(self.checkpoint, names)?;
+                    let (weights, reports) = self.finish(&outside, &changed, &BTreeMap::new(), calibration)?;
+                    unfinished.write_block(blocks.len(), &weights, &reports)?
+                }
+            };
+            let mut overlay = Overlay::default();
+            for (name, weight) in finished.weights()? {
+                overlay.insert(&name, weight);
             }
-            let dense = calibration.inputs == BlockInputs::Dense;
+            model = Blockwise::open(self.checkpoint, overlay, Execution::default())?;
+            prepared.push(finished);
+        }
+        let mut store = match calibration.samples {
+            Some(samples) => {
+                let store = Store::new(calibration.memory, unfinished.folder());
+                embed(&model, samples, store)?
+            }
+            None => Store::new(0, unfinished.folder()),
+        };
+        for (block, tensors) in blocks.iter().enumerate() {
+            next(tensors)?;
             let finished = match unfinished.block(block)? {
                 Some(finished) => {
-                    if dense {
+                    if calibration.inputs == BlockInputs::Dense {
                         run_block(&model, block, &mut store)?;
                     }
                     finished
                 }
                 None => {
-                    let stats = self.observe(&model, block, groups, &planned, &mut store)?;
-                    if dense {
-                        run_block(&model, block, &mut store)?;
-                    }
-                    let (weights, reports) = self.compress_block_of(&model, &tensors, &stats, calibration)?;
+                    let (weights, reports) = self.calibrate_block(&mut model, block, tensors, &mut store, calibration)?;
                     unfinished.write_block(block, &weights, &reports)?
                 }
             };
-            if !dense && block + 1 < model.blocks() {
+            if calibration.inputs == BlockInputs::Compressed && block + 1 < blocks.len() && store.len() > 0 {
                 let weights = finished.weights()?;
                 let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
                 model.replace(block, weights)?;
@@ -181,12 +204,48 @@ impl Plan<'_> {
                 model.restore(block, names.iter().map(String::as_str))?;
             }
             prepared.push(finished);
-            for tensor in tensors {
-                done += tensor.entry.bytes;
-                self.checkpoint.release_entry(&tensor.entry);
-            }
+            tensors.iter().for_each(|tensor| self.checkpoint.release_entry(&tensor.entry));
         }
         Ok(prepared)
+    }
+
+    /// The tensors of every block, and all others.
+    fn tensors_of_blocks(&self, model: &Blockwise<'_>) -> (Vec<Vec<&PlannedTensor<'_>>>, Vec<&PlannedTensor<'_>>) {
+        let prefixes: Vec<String> = (0..model.blocks()).map(|block| common_prefix(&model.block_layers(block))).collect();
+        let is_of = |tensor: &PlannedTensor<'_>, prefix: &String| tensor.name().starts_with(prefix.as_str());
+        let of_block =
+            |prefix: &String| self.tensors().iter().filter(|tensor| is_of(tensor, prefix)).collect::<Vec<_>>();
+        let is_outside = |tensor: &&PlannedTensor<'_>| !prefixes.iter().any(|prefix| is_of(tensor, prefix));
+        (prefixes.iter().map(of_block).collect(), self.tensors().iter().filter(is_outside).collect())
+    }
+
+    /// Compresses the tensors of a block; the hidden states become what it gave before, if the next is to see that.
+    fn calibrate_block(
+        &self,
+        model: &mut Blockwise<'_>,
+        block: usize,
+        tensors: &[&PlannedTensor<'_>],
+        store: &mut Store,
+        calibration: Calibration<'_>,
+    ) -> Result<(Vec<(String, CompressedWeight)>, Vec<TensorReport>), PipelineError> {
+        let planned: BTreeMap<&str, &PlannedTensor<'_>> = tensors.iter().map(|t| (t.name(), *t)).collect();
+        let mut changed = self.transforms.rotate(self.checkpoint, tensors.iter().map(|t| t.name()))?;
+        let rotated: Vec<String> = changed.values.keys().cloned().collect();
+        if !rotated.is_empty() {
+            let weight = |(name, values): (&String, &Vec<f32>)| {
+                let shape = &planned.get(name.as_str()).map_or(&[][..], |tensor| &tensor.entry.shape);
+                let weight = CompressedWeight::from_f32(shape, Precision::F32, values);
+                Ok((name.clone(), weight.map_err(PipelineError::weight(self.source(), name))?))
+            };
+            model.replace(block, changed.values.iter().map(weight).collect::<Result<Vec<_>, PipelineError>>()?)?;
+        }
+        let mut stats = self.observe(model, block, &planned, store)?;
+        if calibration.inputs == BlockInputs::Dense {
+            run_block(model, block, store)?;
+        }
+        model.restore(block, rotated.iter().map(String::as_str))?;
+        self.transforms.scale(self, &planned, block, &mut changed, &mut stats)?;
+        self.finish(tensors, &changed, &stats, calibration)
     }
 
     /// Every tensor that is to be compressed with regard to its input must be part of a block.
@@ -211,18 +270,19 @@ impl Plan<'_> {
         &self,
         model: &Blockwise<'_>,
         block: usize,
-        groups: Vec<Vec<String>>,
         planned: &BTreeMap<&str, &PlannedTensor<'_>>,
         store: &mut Store,
     ) -> Result<BTreeMap<String, LayerStats>, PipelineError> {
         let needs = |layers: &[String]| {
             let of = |layer: &String| {
-                planned.get(format!("{layer}.weight").as_str()).map(|tensor| needs_of(tensor))
+                let of_method = planned.get(format!("{layer}.weight").as_str()).map(|tensor| needs_of(tensor));
+                of_method.unwrap_or_default().max(self.transforms.needs_of(layer))
             };
-            layers.iter().filter_map(of).max().unwrap_or_default()
+            layers.iter().map(of).max().unwrap_or_default()
         };
+        let groups = model.block_layers(block).into_iter();
         let mut groups: Vec<Group> =
-            groups.into_iter().map(|layers| Group { needs: needs(&layers), layers, stats: None }).collect();
+            groups.map(|layers| Group { needs: needs(&layers), layers, stats: None }).collect();
         if groups.iter().any(|group| group.needs > Needs::Nothing) {
             observe_block(model, block, &mut groups, store)?;
         }
@@ -237,23 +297,63 @@ impl Plan<'_> {
         Ok(stats)
     }
 
-    fn compress_block_of(
+    /// Gives some tensors the form that they will have in the output: those that are compressed with regard to their input,
+    /// and those that changed.
+    fn finish(
         &self,
-        model: &Blockwise<'_>,
         tensors: &[&PlannedTensor<'_>],
+        changed: &Changed,
         stats: &BTreeMap<String, LayerStats>,
         calibration: Calibration<'_>,
     ) -> Result<(Vec<(String, CompressedWeight)>, Vec<TensorReport>), PipelineError> {
         let (mut weights, mut reports) = (Vec::new(), Vec::new());
         for tensor in tensors {
-            let PlannedAction::Compress(job) = &tensor.action else { continue };
-            let values = model.overlay().dense(self.checkpoint, tensor.name())?;
-            let (weight, report) =
-                self.compress_observed(tensor, job, &values, stats.get(tensor.entry.module()), calibration)?;
-            weights.push((tensor.name().to_owned(), weight));
+            let (name, of_input) = (tensor.name(), stats.get(tensor.entry.module()));
+            let values = changed.values.get(name);
+            let (weight, mut report) = match (&tensor.action, values) {
+                (PlannedAction::Compress(job), Some(values)) => {
+                    self.compress_observed(tensor, job, values, of_input, calibration)?
+                }
+                // the next block is to see what becomes of it
+                (PlannedAction::Compress(job), None) => {
+                    let values = self.checkpoint.values(name)?;
+                    self.compress_observed(tensor, job, &values, of_input, calibration)?
+                }
+                (_, Some(values)) => self.round_changed(tensor, values)?,
+                (_, None) => continue,
+            };
+            report.transforms = changed.words.get(name).cloned().unwrap_or_default();
+            weights.push((name.to_owned(), weight));
             reports.push(report);
         }
         Ok((weights, reports))
+    }
+
+    /// A tensor that changed and is not compressed, in the precision that it had.
+    fn round_changed(
+        &self,
+        tensor: &PlannedTensor<'_>,
+        values: &[f32],
+    ) -> Result<(CompressedWeight, TensorReport), PipelineError> {
+        let entry = &tensor.entry;
+        let (Stored::Plain(_), Some(precision)) = (&entry.stored, entry.precision()) else {
+            return Err(PipelineError::Transformed {
+                path: self.source().to_path_buf(),
+                tensor: entry.name.clone(),
+                form: entry.describe(),
+            });
+        };
+        let layer = Layer::new(&entry.shape, values, precision);
+        let compressed = FloatCast::to(precision).compress(&layer);
+        let compressed = compressed.map_err(PipelineError::method(self.source(), &entry.name))?;
+        let report = TensorReport {
+            name: entry.name.clone(),
+            clamped: compressed.clamped,
+            errors: None,
+            outcome: None,
+            transforms: Vec::new(),
+        };
+        Ok((compressed.weight, report))
     }
 
     fn compress_observed(
@@ -287,9 +387,22 @@ impl Plan<'_> {
             clamped: compressed.clamped,
             errors: Some(errors),
             outcome: compressed.outcome,
+            transforms: Vec::new(),
         };
         Ok((compressed.weight, report))
     }
+}
+
+/// What the names of all of a block's tensors begin with.
+fn common_prefix(layers: &[Vec<String>]) -> String {
+    let mut names = layers.iter().flatten().map(|name| format!("{name}."));
+    let Some(mut prefix) = names.next() else { return String::new() };
+    for name in names {
+        let same = prefix.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+        let until = prefix.as_bytes()[..same].iter().rposition(|byte| *byte == b'.').map_or(0, |dot| dot + 1);
+        prefix.truncate(until);
+    }
+    prefix
 }
 
 fn needs_of(tensor: &PlannedTensor<'_>) -> Needs {

@@ -5,6 +5,7 @@ use crate::checkpoint::CheckpointError;
 use crate::layer::MethodError;
 use crate::model::ModelError;
 use crate::recipe::RecipeError;
+use crate::transform::TransformError;
 use crate::weight::WeightError;
 
 /// Why a plan could not be made or run.
@@ -93,6 +94,23 @@ pub enum PipelineError {
         tensor: String,
         /// The method.
         method: String,
+    },
+    /// The network does not allow a transform.
+    #[error(transparent)]
+    Transform(#[from] TransformError),
+    /// A transform changes a tensor that is compressed already and would have to stay as it is.
+    #[error(
+        "{}: tensor `{tensor}` is {form} and would be changed by a transform, but the recipe does not compress it; start from the \
+         original model",
+        path.display()
+    )]
+    Transformed {
+        /// The source.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it is.
+        form: String,
     },
     /// Something did not go as asked in a strict run.
     #[error("{}: tensor `{tensor}`: {reasons} (an error because the run is strict)", path.display())]

@@ -13,6 +13,7 @@ mod prepared;
 mod resume;
 mod run;
 mod stream;
+mod transforms;
 mod verify;
 
 pub use calibrated::{BlockInputs, Calibration};

@@ -9,12 +9,14 @@ use super::config::{described, plan_config};
 use super::global::{Share, shares};
 use super::prepared::Prepared;
 use super::stream::{self, Stage};
+use super::transforms::Transforms;
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::Precision;
 use crate::layer::Method;
 use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
 use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe, Selection};
+use crate::transform::AddedTensor;
 use crate::weight::{Coding, Form, Granularity, LayoutKind};
 
 /// What happens to one tensor of the model.
@@ -141,6 +143,7 @@ pub struct Plan<'a> {
     /// `config.json`, if the output has one.
     pub(super) config: Option<Value>,
     pub(super) companions: Companions,
+    pub(super) transforms: Transforms,
     block_bytes: usize,
 }
 
@@ -158,12 +161,26 @@ impl<'a> Plan<'a> {
         for entry in checkpoint.entries() {
             tensors.push(plan_tensor(checkpoint, recipe, format, &global, entry)?);
         }
+        let transforms = Transforms::new(checkpoint, recipe.transforms())?;
+        if let Some(rotation) = &transforms.rotation {
+            for tensor in tensors.iter_mut().filter(|tensor| rotation.changes(tensor.name())) {
+                tensor.reason.push_str("; rotated");
+            }
+            for added in rotation.added() {
+                tensors.push(plan_added(checkpoint, added)?);
+            }
+        }
         check_names(checkpoint, &tensors)?;
         let files = plan_files(checkpoint, &tensors);
-        let config = plan_config(checkpoint, &tensors)?;
+        let mut config = plan_config(checkpoint, &tensors)?;
+        if let (Some(config), Some(rotation)) = (&mut config, &transforms.rotation) {
+            for (key, value) in rotation.config() {
+                config[*key] = value.clone();
+            }
+        }
         let companions = checkpoint.companions()?;
         let block_bytes = stream::BLOCK_BYTES;
-        Ok(Self { checkpoint, format, tensors, files, config, companions, block_bytes })
+        Ok(Self { checkpoint, format, tensors, files, config, companions, transforms, block_bytes })
     }
 
     /// The output format.
@@ -469,6 +486,27 @@ fn plan_tensor<'a>(
     let quantize = quantize.map(|(_, method)| method);
     let action = PlannedAction::Compress(Job { mask, prune, quantize, form, precision });
     Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
+}
+
+/// A tensor that a rotated model has and its source has not.
+fn plan_added(
+    checkpoint: &Checkpoint,
+    added: &AddedTensor,
+) -> Result<PlannedTensor<'static>, PipelineError> {
+    let like = checkpoint.entry(&added.like)?;
+    let dtype = like.precision().unwrap_or(Precision::F32).dtype();
+    let spec = TensorSpec { name: added.name.clone(), dtype, shape: added.shape.clone() };
+    let entry = Entry {
+        name: added.name.clone(),
+        shape: added.shape.clone(),
+        class: TensorClass::Linear,
+        stored: Stored::Plain(dtype),
+        bytes: spec.bytes(),
+        file: like.file,
+        tensors: vec![added.name.clone()],
+    };
+    let reason = format!("added: rotated, it is not `{}` any more", added.like);
+    Ok(PlannedTensor { entry: Cow::Owned(entry), action: PlannedAction::Copy, reason, specs: vec![spec] })
 }
 
 /// Whether a weight is one of the `[in_features, out_features]` ones of the first GPT models.

@@ -17,6 +17,8 @@ pub(super) struct TensorReport {
     /// How far it is from what it was after the transforms; `None` of a tensor that only these changed.
     pub(super) errors: Option<WeightErrors>,
     pub(super) outcome: Option<Outcome>,
+    /// What was done to it before.
+    pub(super) transforms: Vec<String>,
 }
 
 /// Tensors that stand ready to be written.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::PipelineError;
+use super::calibrated::Calibration;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
 use super::stream::{Failure, Stage, put};
@@ -100,7 +101,11 @@ impl Plan<'_> {
             let method = self.tensors().iter().find(needs).map(|tensor| tensor.methods().join(" + "));
             return Err(PipelineError::NeedsCalibration { path, method: method.unwrap_or_default() });
         }
-        self.write(output.as_ref(), &Prepared::default(), progress)
+        if self.transforms.is_empty() {
+            self.write(output.as_ref(), &Prepared::default(), progress)
+        } else {
+            self.run_calibrated(output, Calibration::none(), progress)
+        }
     }
 
     /// Checks that the output can be made, before work that takes long.
@@ -297,7 +302,8 @@ fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) 
 /// The same of a tensor that was prepared.
 fn prepared_report(tensor: &PlannedTensor<'_>, report: &TensorReport) -> Option<LayerReport> {
     let layer = layer_report(tensor, report.errors?, report.clamped)?;
-    Some(LayerReport { outcome: report.outcome.clone(), ..layer })
+    let methods = report.transforms.iter().cloned().chain(layer.methods).collect();
+    Some(LayerReport { methods, outcome: report.outcome.clone(), ..layer })
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

@@ -37,18 +37,25 @@
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
-//!   `mse` or `entropy`.
+//!   `mse` or `entropy`. Integers have a `method`: `nearest` (the default), `gptq` with `act_order` and `damping`, `clip`, `hqq`,
+//!   or `autoround` with `iterations`; all but the first and `hqq` need [calibration](crate::Calibration).
+//! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
+//!   `smooth=search` or `awq`.
 
 mod error;
 mod pattern;
 mod preset;
+mod rounding;
 mod step;
 mod toml;
+mod transform;
 
 pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};
+pub use rounding::Rounding;
 pub use step::{Action, LayoutChoice, Prune, Selection, Step};
+pub use transform::Transform;
 
 use crate::checkpoint::TensorClass;
 
@@ -80,6 +87,7 @@ pub struct Recipe {
     /// Conventional exceptions, which need not match anything, of the steps that spare them.
     usual_ignore: Vec<Pattern>,
     format: Option<OutputFormat>,
+    transforms: Vec<Transform>,
 }
 
 /// What a recipe does to one tensor.
@@ -121,6 +129,18 @@ impl Recipe {
     pub fn format(mut self, format: OutputFormat) -> Self {
         self.format = Some(format);
         self
+    }
+
+    /// Appends a transform of the whole model, made before the steps.
+    #[must_use]
+    pub fn transform(mut self, transform: Transform) -> Self {
+        self.transforms.push(transform);
+        self
+    }
+
+    /// The transforms, in order.
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// The steps.

@@ -1,10 +1,10 @@
 use std::num::NonZeroUsize;
 
-use super::{OutputFormat, Pattern, Prune, Recipe, RecipeError, Selection, Step};
+use super::{OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Selection, Step};
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::prune::{Magnitude, Sparsity};
-use crate::quantize::{CodeType, FloatCast, Overflow, RoundToNearest};
+use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
 use crate::weight::{Bits, Granularity, NofM};
 
 /// Group size of integer presets of fewer than 8 bits, as in `compressed-tensors`' own W4A16.
@@ -44,6 +44,8 @@ pub struct PresetOptions {
     pub overflow: Overflow,
     /// The output format.
     pub format: Option<OutputFormat>,
+    /// How integer codes are chosen.
+    pub rounding: Rounding,
 }
 
 impl Recipe {
@@ -84,7 +86,8 @@ impl Recipe {
                     _ => Granularity::Channel,
                 };
                 grouped = true;
-                (Step::quantize(RoundToNearest::codes(codes).granularity(granularity)), false)
+                let step = options.rounding.step(name, codes, granularity, Observer::MinMax)?;
+                (step, false)
             } else {
                 return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
             };
@@ -102,6 +105,10 @@ impl Recipe {
         }
         if options.group_size.is_some() && !grouped {
             let reason = "a group size needs a preset with scales, such as int4";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
+        if options.rounding != Rounding::Nearest && !grouped {
+            let reason = "a method needs a preset with integer codes, such as int4";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
         }
         if options.overflow != Overflow::Refuse && !converts {

@@ -93,7 +93,11 @@ impl Step {
 
     /// A step that quantizes or converts, with any [`Method`].
     pub fn quantize(method: impl Method + 'static) -> Self {
-        Self::new(Action::Quantize(Arc::new(method)))
+        Self::of(Arc::new(method))
+    }
+
+    pub(super) fn of(method: Arc<dyn Method>) -> Self {
+        Self::new(Action::Quantize(method))
     }
 
     pub(crate) fn new(action: Action) -> Self {

@@ -5,11 +5,13 @@ use std::num::NonZeroUsize;
 use toml::{Table, Value};
 
 use super::preset::n_of_m;
-use super::{Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Selection, Step};
+use super::{
+    Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Rounding, Selection, Step, Transform,
+};
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::prune::{Axis, Magnitude, Sparsity, Structured};
-use crate::quantize::{CodeType, FloatCast, Observer, Overflow, RoundToNearest};
+use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
 use crate::weight::{Bits, Granularity, LayoutKind};
 
 impl Recipe {
@@ -40,13 +42,16 @@ impl Recipe {
             reason: e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
         })?;
         let root = Fields { place: "the recipe".into(), table: &table };
-        root.only(&["format", "ignore", "step"])?;
+        root.only(&["format", "ignore", "transforms", "step"])?;
         let mut recipe = Self::new();
         if let Some(name) = root.string("format")? {
             recipe = recipe.format(OutputFormat::from_name(name)?);
         }
         for pattern in root.strings("ignore")?.unwrap_or_default() {
             recipe = recipe.ignore(pattern)?;
+        }
+        for name in root.strings("transforms")?.unwrap_or_default() {
+            recipe = recipe.transform(Transform::from_name(name)?);
         }
         let steps = match table.get("step") {
             Some(Value::Array(steps)) => steps.as_slice(),
@@ -164,7 +169,7 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    const CODES: [&str; 9] = [
+    const CODES: [&str; 13] = [
         "type",
         "bits",
         "symmetric",
@@ -174,6 +179,10 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         "observer",
         "percentile",
         "overflow",
+        "method",
+        "act_order",
+        "damping",
+        "iterations",
     ];
     fields.only(&CODES)?;
     let kind = fields.string("type")?.unwrap_or("int");
@@ -207,9 +216,36 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
     if fields.table.contains_key("overflow") {
         return Err(RecipeError::value(fields.key("overflow"), "belongs to types f16 and bf16"));
     }
-    let method =
-        RoundToNearest::codes(codes).granularity(read_granularity(fields)?).observer(read_observer(fields)?);
-    Ok(Step::quantize(method))
+    read_rounding(fields)?.step(&fields.place, codes, read_granularity(fields)?, read_observer(fields)?)
+}
+
+fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
+    let rounding = Rounding::from_name(fields.string("method")?.unwrap_or("nearest"))?;
+    let (act_order, damping) = (fields.boolean("act_order")?, fields.number("damping")?);
+    let iterations = fields.integer("iterations")?;
+    let belongs = |key: &str, method: &str| {
+        Err(RecipeError::value(fields.key(key), format!("belongs to the method `{method}`")))
+    };
+    match rounding {
+        Rounding::Gptq { .. } if iterations.is_some() => belongs("iterations", "autoround"),
+        Rounding::Gptq { act_order: named, .. } => {
+            if damping.is_some_and(|damping| !(damping > 0.0 && damping.is_finite())) {
+                return Err(RecipeError::value(fields.key("damping"), "must be above 0"));
+            }
+            Ok(Rounding::Gptq { act_order: act_order.unwrap_or(named), damping })
+        }
+        _ if act_order.is_some() => belongs("act_order", "gptq"),
+        _ if damping.is_some() => belongs("damping", "gptq"),
+        Rounding::Learned { .. } => {
+            let count = |n: i64| usize::try_from(n).ok().filter(|n| *n > 0);
+            let iterations = iterations.map(|n| {
+                count(n).ok_or_else(|| RecipeError::value(fields.key("iterations"), "must be 1 or more"))
+            });
+            Ok(Rounding::Learned { iterations: iterations.transpose()? })
+        }
+        _ if iterations.is_some() => belongs("iterations", "autoround"),
+        rounding => Ok(rounding),
+    }
 }
 
 fn read_granularity(fields: &Fields<'_>) -> Result<Granularity, RecipeError> {
