@@ -164,7 +164,8 @@ impl Plan<'_> {
                 None => {
                     let names = outside.iter().map(|tensor| tensor.name());
                     let changed = self.transforms.rotate(self.checkpoint, names)?;
-                    let (weights, reports) = self.finish(&outside, &changed, &BTreeMap::new(), calibration)?;
+                    let (weights, reports) =
+                        self.finish(&outside, &changed, &BTreeMap::new(), calibration)?;
                     unfinished.write_block(blocks.len(), &weights, &reports)?
                 }
             };
@@ -192,7 +193,8 @@ impl Plan<'_> {
                     finished
                 }
                 None => {
-                    let (weights, reports) = self.calibrate_block(&mut model, block, tensors, &mut store, calibration)?;
+                    let (weights, reports) =
+                        self.calibrate_block(&mut model, block, tensors, &mut store, calibration)?;
                     unfinished.write_block(block, &weights, &reports)?
                 }
             };
@@ -210,11 +212,16 @@ impl Plan<'_> {
     }
 
     /// The tensors of every block, and all others.
-    fn tensors_of_blocks(&self, model: &Blockwise<'_>) -> (Vec<Vec<&PlannedTensor<'_>>>, Vec<&PlannedTensor<'_>>) {
-        let prefixes: Vec<String> = (0..model.blocks()).map(|block| common_prefix(&model.block_layers(block))).collect();
+    fn tensors_of_blocks(
+        &self,
+        model: &Blockwise<'_>,
+    ) -> (Vec<Vec<&PlannedTensor<'_>>>, Vec<&PlannedTensor<'_>>) {
+        let prefixes: Vec<String> =
+            (0..model.blocks()).map(|block| common_prefix(&model.block_layers(block))).collect();
         let is_of = |tensor: &PlannedTensor<'_>, prefix: &String| tensor.name().starts_with(prefix.as_str());
-        let of_block =
-            |prefix: &String| self.tensors().iter().filter(|tensor| is_of(tensor, prefix)).collect::<Vec<_>>();
+        let of_block = |prefix: &String| {
+            self.tensors().iter().filter(|tensor| is_of(tensor, prefix)).collect::<Vec<_>>()
+        };
         let is_outside = |tensor: &&PlannedTensor<'_>| !prefixes.iter().any(|prefix| is_of(tensor, prefix));
         (prefixes.iter().map(of_block).collect(), self.tensors().iter().filter(is_outside).collect())
     }
@@ -237,7 +244,10 @@ impl Plan<'_> {
                 let weight = CompressedWeight::from_f32(shape, Precision::F32, values);
                 Ok((name.clone(), weight.map_err(PipelineError::weight(self.source(), name))?))
             };
-            model.replace(block, changed.values.iter().map(weight).collect::<Result<Vec<_>, PipelineError>>()?)?;
+            model.replace(
+                block,
+                changed.values.iter().map(weight).collect::<Result<Vec<_>, PipelineError>>()?,
+            )?;
         }
         let mut stats = self.observe(model, block, &planned, store)?;
         if calibration.inputs == BlockInputs::Dense {
@@ -275,7 +285,8 @@ impl Plan<'_> {
     ) -> Result<BTreeMap<String, LayerStats>, PipelineError> {
         let needs = |layers: &[String]| {
             let of = |layer: &String| {
-                let of_method = planned.get(format!("{layer}.weight").as_str()).map(|tensor| needs_of(tensor));
+                let of_method =
+                    planned.get(format!("{layer}.weight").as_str()).map(|tensor| needs_of(tensor));
                 of_method.unwrap_or_default().max(self.transforms.needs_of(layer))
             };
             layers.iter().map(of).max().unwrap_or_default()

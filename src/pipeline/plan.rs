@@ -489,10 +489,7 @@ fn plan_tensor<'a>(
 }
 
 /// A tensor that a rotated model has and its source has not.
-fn plan_added(
-    checkpoint: &Checkpoint,
-    added: &AddedTensor,
-) -> Result<PlannedTensor<'static>, PipelineError> {
+fn plan_added(checkpoint: &Checkpoint, added: &AddedTensor) -> Result<PlannedTensor<'static>, PipelineError> {
     let like = checkpoint.entry(&added.like)?;
     let dtype = like.precision().unwrap_or(Precision::F32).dtype();
     let spec = TensorSpec { name: added.name.clone(), dtype, shape: added.shape.clone() };

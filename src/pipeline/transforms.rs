@@ -115,8 +115,11 @@ impl Transforms {
                 if fold.repeats() > 1 {
                     continue;
                 }
-                let names: Vec<String> = fold.consumers.iter().map(|layer| format!("{layer}.weight")).collect();
-                let Some(of_input) = fold.consumers.first().and_then(|layer| stats.get(layer)) else { continue };
+                let names: Vec<String> =
+                    fold.consumers.iter().map(|layer| format!("{layer}.weight")).collect();
+                let Some(of_input) = fold.consumers.first().and_then(|layer| stats.get(layer)) else {
+                    continue;
+                };
                 let Some(codes) = common_codes(&names, planned) else { continue };
                 let mut values = Vec::with_capacity(names.len());
                 for name in &names {
@@ -135,7 +138,8 @@ impl Transforms {
                 let (scales, words) = match transform {
                     Transform::ActivationAware(options) => {
                         let (codes, granularity) = codes;
-                        let found = awq_scales(&layers, of_input, codes, granularity, *options).map_err(error)?;
+                        let found =
+                            awq_scales(&layers, of_input, codes, granularity, *options).map_err(error)?;
                         (found.scales, format!("activation-aware scales, ratio {}", found.ratio))
                     }
                     Transform::Smooth(smoothing) => {
@@ -172,7 +176,9 @@ fn common_codes(
 ) -> Option<(CodeType, Granularity)> {
     let mut codes = names.iter().map(|name| match &planned.get(name.as_str())?.action {
         PlannedAction::Compress(job) => match job.form.coding() {
-            Coding::Int { bits, symmetric, granularity, .. } => Some((CodeType::Int { bits, symmetric }, granularity)),
+            Coding::Int { bits, symmetric, granularity, .. } => {
+                Some((CodeType::Int { bits, symmetric }, granularity))
+            }
             _ => None,
         },
         _ => None,

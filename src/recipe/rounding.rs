@@ -77,19 +77,30 @@ impl Rounding {
             return Err(RecipeError::value(place, format!("{self} makes integer codes only")));
         };
         if observer != Observer::MinMax && !matches!(self, Self::Gptq { .. }) {
-            return Err(RecipeError::value(place, format!("{self} finds its ranges itself; leave out the observer")));
+            return Err(RecipeError::value(
+                place,
+                format!("{self} finds its ranges itself; leave out the observer"),
+            ));
         }
         let method = self.method(bits, symmetric, granularity, observer);
         Ok(Step::of(method))
     }
 
-    fn method(self, bits: Bits, symmetric: bool, granularity: Granularity, observer: Observer) -> Arc<dyn Method> {
+    fn method(
+        self,
+        bits: Bits,
+        symmetric: bool,
+        granularity: Granularity,
+        observer: Observer,
+    ) -> Arc<dyn Method> {
         match self {
             Self::Nearest => {
                 Arc::new(RoundToNearest::codes(CodeType::Int { bits, symmetric }).granularity(granularity))
             }
             Self::Gptq { act_order, damping } => {
-                let gptq = Gptq::int(bits).symmetric(symmetric).granularity(granularity).observer(observer);
+                let gptq = Gptq::codes(CodeType::Int { bits, symmetric })
+                    .granularity(granularity)
+                    .observer(observer);
                 let gptq = gptq.act_order(act_order);
                 Arc::new(damping.map_or(gptq, |damping| gptq.damping(damping)))
             }
