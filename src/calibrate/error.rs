@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
 use crate::evaluate::DataError;
 use crate::model::ModelError;
 #[cfg(feature = "text")]
@@ -13,6 +14,9 @@ pub enum CalibrateError {
     /// The samples cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The network does not take them.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -8,10 +8,12 @@ mod error;
 mod gather;
 mod read;
 mod samples;
+mod saved;
 mod store;
 
 pub use error::CalibrateError;
 pub(crate) use gather::{Group, embed, observe_block, run_block};
 pub use read::Cut;
 pub use samples::Samples;
+pub(crate) use saved::Saved;
 pub(crate) use store::Store;

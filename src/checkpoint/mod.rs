@@ -27,5 +27,5 @@ pub(crate) use mapped::MappedTensor;
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
 pub(crate) use open::{FloatBuffer, FloatSource};
-pub(crate) use output::{MANIFEST, OutputFolder};
+pub(crate) use output::{MANIFEST, OutputFolder, write_atomically};
 pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

@@ -177,6 +177,23 @@ fn rename_checked(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
+/// Writes a file under another name, and renames it when the disk has it: under its own name it is always whole.
+///
+/// # Errors
+/// When it cannot be written, or the disk refuses.
+pub(crate) fn write_atomically(
+    folder: &Path,
+    name: &str,
+    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let (path, temporary) = (folder.join(name), folder.join(format!("{name}.part")));
+    write(&temporary)?;
+    let written = File::open(&temporary).and_then(|file| file.sync_all());
+    written.map_err(CheckpointError::io(&temporary, "sync"))?;
+    fs::rename(&temporary, &path).map_err(CheckpointError::io(&path, "rename to"))?;
+    sync_folder(folder)
+}
+
 /// Waits until the disk has the names in a folder and in all below it.
 fn sync_folders(folder: &Path) -> Result<(), CheckpointError> {
     for item in fs::read_dir(folder).map_err(CheckpointError::io(folder, "list"))? {

@@ -158,6 +158,9 @@ pub(super) struct CalibrationArgs {
     /// What the layers of a block see
     #[arg(long, value_name = "WHICH", default_value = "compressed", requires = "calibration")]
     pub(super) inputs: Inputs,
+    /// Keep what the layers see in this folder, or take it from there; for dense inputs
+    #[arg(long, value_name = "DIR", requires = "calibration")]
+    pub(super) statistics: Option<PathBuf>,
     /// Stop where a method loses to plain rounding, or something else does not go as asked
     #[arg(long, requires = "calibration")]
     pub(super) strict: bool,

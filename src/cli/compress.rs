@@ -20,7 +20,7 @@ pub(super) fn run(args: &CompressArgs, seed: u64, output: &Output) -> Result<Out
             if plan.needs() == Needs::Nothing {
                 output.note("note: nothing in this recipe looks at the calibration samples");
             }
-            let calibration = args.calibration.of(&samples);
+            let calibration = args.calibration.of(&samples)?;
             plan.run_calibrated(&args.output, calibration, &mut output.progress()?)?
         }
     };
@@ -52,11 +52,18 @@ impl CalibrationArgs {
         Ok(Some(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?))
     }
 
-    fn of<'s>(&self, samples: &'s Samples) -> Calibration<'s> {
+    fn of<'s>(&'s self, samples: &'s Samples) -> Result<Calibration<'s>, Failure> {
         let inputs = match self.inputs {
             Inputs::Compressed => BlockInputs::Compressed,
             Inputs::Dense => BlockInputs::Dense,
         };
-        Calibration::new(samples).inputs(inputs).strict(self.strict)
+        let calibration = Calibration::new(samples).inputs(inputs).strict(self.strict);
+        match (&self.statistics, self.inputs) {
+            (None, _) => Ok(calibration),
+            (Some(folder), Inputs::Dense) => Ok(calibration.statistics(folder)),
+            (Some(_), Inputs::Compressed) => {
+                Err("--statistics: what compressed blocks give is not the same for every recipe; add `--inputs dense`".into())
+            }
+        }
     }
 }

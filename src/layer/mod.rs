@@ -12,6 +12,7 @@ use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
 use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
 
+pub(crate) use stats::StatsParts;
 pub use stats::{LayerStats, Needs};
 
 /// One layer's weight, as a method sees it.

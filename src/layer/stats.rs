@@ -42,6 +42,17 @@ pub struct LayerStats {
     hessian: OnceLock<Vec<f32>>,
 }
 
+/// What [`LayerStats`] are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StatsParts {
+    pub(crate) tokens: u64,
+    pub(crate) abs_max: Vec<f32>,
+    /// Sums of values, magnitudes and squares, `[3, size]`.
+    pub(crate) sums: Vec<f64>,
+    /// Products of pairs of channels on and above the diagonal, row by row.
+    pub(crate) gram: Vec<f64>,
+}
+
 impl LayerStats {
     /// Statistics of a layer with `size` input features that has seen nothing.
     pub fn new(size: usize, needs: Needs) -> Self {
@@ -128,6 +139,44 @@ impl LayerStats {
         let products = self.gram.as_ref()?;
         let tokens = self.tokens.max(1) as f64;
         Some(self.hessian.get_or_init(|| products.iter().map(|x| (x / tokens) as f32).collect()))
+    }
+
+    /// Everything that was seen, to be kept.
+    pub(crate) fn parts(&self) -> StatsParts {
+        let rows = self.gram.iter().flat_map(|gram| gram.chunks_exact(self.size.max(1)).enumerate());
+        StatsParts {
+            tokens: self.tokens,
+            abs_max: self.abs_max.clone(),
+            sums: [&self.sum[..], &self.sum_abs, &self.sum_square].concat(),
+            gram: rows.flat_map(|(i, row)| row[i..].iter().copied()).collect(),
+        }
+    }
+
+    /// The statistics that such parts are of; `None` if their lengths do not fit.
+    pub(crate) fn from_parts(parts: StatsParts) -> Option<Self> {
+        let StatsParts { tokens, abs_max, sums, gram } = parts;
+        let size = abs_max.len();
+        if sums.len() != 3 * size || gram.len() != size * (size + 1) / 2 {
+            return None;
+        }
+        let mut square = vec![0.0; size * size];
+        let mut rest = gram.as_slice();
+        for (i, row) in square.chunks_exact_mut(size.max(1)).enumerate() {
+            let upper;
+            (upper, rest) = rest.split_at(size - i);
+            row[i..].copy_from_slice(upper);
+        }
+        let sum = |which: usize| sums[which * size..(which + 1) * size].to_vec();
+        Some(Self {
+            size,
+            tokens,
+            abs_max,
+            sum: sum(0),
+            sum_abs: sum(1),
+            sum_square: sum(2),
+            gram: Some(square),
+            hessian: OnceLock::new(),
+        })
     }
 
     /// The statistics of the same inputs with every channel multiplied by a factor.

@@ -64,10 +64,6 @@ impl<'a> Blockwise<'a> {
         }
     }
 
-    /// What stands in for the checkpoint's tensors.
-    pub(crate) fn overlay(&self) -> &Overlay {
-        &self.overlay
-    }
 
     /// Puts tensors in the place of a block's.
     ///

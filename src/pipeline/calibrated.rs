@@ -13,7 +13,7 @@ use super::resume::Unfinished;
 use super::run::{Progress, Run};
 use super::stream::Failure;
 use super::transforms::Changed;
-use crate::calibrate::{Group, Samples, Store, embed, observe_block, run_block};
+use crate::calibrate::{Group, Samples, Saved, Store, embed, observe_block, run_block};
 use crate::checkpoint::{CheckpointError, Stored};
 use crate::dtype::Precision;
 use crate::evaluate::WeightErrors;
@@ -42,6 +42,7 @@ pub struct Calibration<'s> {
     inputs: BlockInputs,
     strict: bool,
     memory: usize,
+    statistics: Option<&'s Path>,
 }
 
 impl<'s> Calibration<'s> {
@@ -55,7 +56,8 @@ impl<'s> Calibration<'s> {
 
     /// No calibration: for recipes with transforms that need none.
     pub(super) fn none() -> Self {
-        Self { samples: None, inputs: BlockInputs::Compressed, strict: false, memory: Self::MEMORY }
+        let inputs = BlockInputs::Compressed;
+        Self { samples: None, inputs, strict: false, memory: Self::MEMORY, statistics: None }
     }
 
     /// Chooses what the layers of a block are given.
@@ -69,6 +71,14 @@ impl<'s> Calibration<'s> {
     #[must_use]
     pub fn strict(self, strict: bool) -> Self {
         Self { strict, ..self }
+    }
+
+    /// Keeps what goes into the layers in a folder, or takes it from there, so that several recipes can be tried on it.
+    ///
+    /// Only [dense inputs](BlockInputs::Dense) are the same for every recipe; this chooses them.
+    #[must_use]
+    pub fn statistics(self, folder: &'s Path) -> Self {
+        Self { inputs: BlockInputs::Dense, statistics: Some(folder), ..self }
     }
 
     /// Sets how many bytes of hidden states are kept in memory; those beyond lie in a file beside the output.
@@ -117,8 +127,8 @@ impl Plan<'_> {
         }
     }
 
-    /// A hash of everything that the result depends on.
-    fn fingerprint(&self, calibration: Calibration<'_>) -> Result<String, PipelineError> {
+    /// A hash of everything that the layers' inputs depend on as long as nothing is compressed.
+    fn fingerprint_of_inputs(&self, calibration: Calibration<'_>) -> Result<Sha256, PipelineError> {
         let mut hash = Sha256::new();
         for path in self.checkpoint.files() {
             let (_, of_file) = hash_regular(path).map_err(CheckpointError::io(path, "open"))?;
@@ -127,6 +137,14 @@ impl Plan<'_> {
         if let Some(config) = self.checkpoint.config() {
             hash.update(config.to_string());
         }
+        let samples = calibration.samples.map(Samples::fingerprint).unwrap_or_default();
+        hash.update(format!("{samples} {:?}", self.transforms.rotation));
+        Ok(hash)
+    }
+
+    /// A hash of everything that the result depends on.
+    fn fingerprint(&self, calibration: Calibration<'_>) -> Result<String, PipelineError> {
+        let mut hash = self.fingerprint_of_inputs(calibration)?;
         for tensor in self.tensors() {
             let methods = match &tensor.action {
                 PlannedAction::Compress(job) => format!("{job:?}"),
@@ -134,8 +152,7 @@ impl Plan<'_> {
             };
             hash.update(format!("{} {methods}\n", tensor.name()));
         }
-        let samples = calibration.samples.map(Samples::fingerprint).unwrap_or_default();
-        hash.update(format!("{:?} {samples} {:?}", self.transforms, calibration.inputs));
+        hash.update(format!("{:?} {:?}", self.transforms, calibration.inputs));
         Ok(hex(hash))
     }
 
@@ -176,7 +193,14 @@ impl Plan<'_> {
             model = Blockwise::open(self.checkpoint, overlay, Execution::default())?;
             prepared.push(finished);
         }
+        let saved = match calibration.statistics {
+            Some(folder) => Some(Saved::open(folder, &hex(self.fingerprint_of_inputs(calibration)?))?),
+            None => None,
+        };
+        let all_saved = |saved: &Saved| (0..blocks.len()).all(|block| saved.has(block));
         let mut store = match calibration.samples {
+            // nothing has to be run
+            Some(_) if saved.as_ref().is_some_and(all_saved) => Store::new(0, unfinished.folder()),
             Some(samples) => {
                 let store = Store::new(calibration.memory, unfinished.folder());
                 embed(&model, samples, store)?
@@ -194,7 +218,7 @@ impl Plan<'_> {
                 }
                 None => {
                     let (weights, reports) =
-                        self.calibrate_block(&mut model, block, tensors, &mut store, calibration)?;
+                        self.calibrate_block(&mut model, block, tensors, &mut store, (calibration, saved.as_ref()))?;
                     unfinished.write_block(block, &weights, &reports)?
                 }
             };
@@ -233,7 +257,7 @@ impl Plan<'_> {
         block: usize,
         tensors: &[&PlannedTensor<'_>],
         store: &mut Store,
-        calibration: Calibration<'_>,
+        (calibration, saved): (Calibration<'_>, Option<&Saved>),
     ) -> Result<(Vec<(String, CompressedWeight)>, Vec<TensorReport>), PipelineError> {
         let planned: BTreeMap<&str, &PlannedTensor<'_>> = tensors.iter().map(|t| (t.name(), *t)).collect();
         let mut changed = self.transforms.rotate(self.checkpoint, tensors.iter().map(|t| t.name()))?;
@@ -249,7 +273,7 @@ impl Plan<'_> {
                 changed.values.iter().map(weight).collect::<Result<Vec<_>, PipelineError>>()?,
             )?;
         }
-        let mut stats = self.observe(model, block, &planned, store)?;
+        let mut stats = self.observe(model, block, &planned, store, saved)?;
         if calibration.inputs == BlockInputs::Dense {
             run_block(model, block, store)?;
         }
@@ -282,6 +306,7 @@ impl Plan<'_> {
         block: usize,
         planned: &BTreeMap<&str, &PlannedTensor<'_>>,
         store: &mut Store,
+        saved: Option<&Saved>,
     ) -> Result<BTreeMap<String, LayerStats>, PipelineError> {
         let needs = |layers: &[String]| {
             let of = |layer: &String| {
@@ -294,7 +319,16 @@ impl Plan<'_> {
         let groups = model.block_layers(block).into_iter();
         let mut groups: Vec<Group> =
             groups.map(|layers| Group { needs: needs(&layers), layers, stats: None }).collect();
-        if groups.iter().any(|group| group.needs > Needs::Nothing) {
+        if let Some(saved) = saved {
+            if saved.has(block) {
+                saved.read(block, &mut groups)?;
+            } else {
+                // whatever the next recipe needs
+                groups.iter_mut().for_each(|group| group.needs = Needs::Hessian);
+                observe_block(model, block, &mut groups, store)?;
+                saved.write(block, &groups)?;
+            }
+        } else if groups.iter().any(|group| group.needs > Needs::Nothing) {
             observe_block(model, block, &mut groups, store)?;
         }
         let mut stats = BTreeMap::new();

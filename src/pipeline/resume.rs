@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::PipelineError;
 use super::prepared::TensorReport;
 use crate::checkpoint::formats::{self, tersor};
-use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter};
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter, write_atomically};
 use crate::file::read_regular;
 use crate::weight::{Coding, CompressedWeight, LayoutKind};
 
@@ -157,21 +157,4 @@ fn write_tensors(path: &Path, tensors: &[(String, CompressedWeight)]) -> Result<
         writer.write(name, &bytes)?;
     }
     writer.finish()
-}
-
-/// Writes a file under another name, and renames it when the disk has it.
-fn write_atomically(
-    folder: &Path,
-    name: &str,
-    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
-) -> Result<(), CheckpointError> {
-    let (path, temporary) = (folder.join(name), folder.join(format!("{name}.part")));
-    write(&temporary)?;
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    sync(&temporary).map_err(CheckpointError::io(&temporary, "sync"))?;
-    fs::rename(&temporary, &path).map_err(CheckpointError::io(&path, "rename to"))?;
-    if cfg!(unix) {
-        sync(folder).map_err(CheckpointError::io(folder, "sync"))?;
-    }
-    Ok(())
 }

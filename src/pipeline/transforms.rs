@@ -134,7 +134,8 @@ impl Transforms {
                         Some(Layer::new(&tensor.entry().shape, values, precision))
                     })
                     .collect();
-                let error = PipelineError::method(plan.source(), &names.join("`, `"));
+                let together = names.join("`, `");
+                let error = PipelineError::method(plan.source(), &together);
                 let (scales, words) = match transform {
                     Transform::ActivationAware(options) => {
                         let (codes, granularity) = codes;

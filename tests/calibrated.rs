@@ -1,0 +1,341 @@
+//! Runs that look at what goes into the layers.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use common::Folder;
+use ndarray::{Array2, ArrayView2};
+use tersor::pipeline::{BlockInputs, Calibration, Progress};
+use tersor::recipe::{Rounding, Transform};
+use tersor::{
+    Bits, Checkpoint, CpuLevel, Decoder, Execution, Granularity, Gptq, LanguageModel, Needs, PipelineError, Plan,
+    PresetOptions, Recipe, Run, Samples, Step, one_line,
+};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+fn tiny() -> Checkpoint {
+    Checkpoint::open(fixture("golden/transformers/llama")).unwrap()
+}
+
+/// Sequences that use the whole vocabulary.
+fn samples(checkpoint: &Checkpoint) -> Samples {
+    let vocab = Decoder::open(checkpoint, Execution::default()).unwrap().vocab_size();
+    let token = |i: usize| ((i * i * 7 + i * 13 + 5) % vocab) as u32;
+    Samples::tokens((0..12).map(|s| (0..24).map(|t| token(s * 24 + t)).collect()).collect()).unwrap()
+}
+
+fn recipe(name: &str) -> Recipe {
+    let rounding = Rounding::from_name(name).unwrap();
+    let group_size = 8.try_into().ok();
+    Recipe::preset("int4", PresetOptions { rounding, group_size, ..PresetOptions::default() }).unwrap()
+}
+
+fn go(_: Progress<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn run(checkpoint: &Checkpoint, recipe: &Recipe, output: &Path) -> Run {
+    let samples = samples(checkpoint);
+    let plan = Plan::new(checkpoint, recipe).unwrap();
+    plan.run_calibrated(output, Calibration::new(&samples), &mut go).unwrap()
+}
+
+/// Every file of a folder.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.strip_prefix(folder).unwrap().to_path_buf(), fs::read(&path).unwrap())).collect()
+}
+
+fn logits(folder: &Path) -> Array2<f32> {
+    let model = Decoder::open(&Checkpoint::open(folder).unwrap(), Execution::default()).unwrap();
+    model.logits(&(0..20).map(|i| i * 3 % 50).collect::<Vec<u32>>()).unwrap()
+}
+
+fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
+    (a - b).mapv(|x| x * x).sum().sqrt() / a.mapv(|x| x * x).sum().sqrt()
+}
+
+#[test]
+fn reported_errors_are_those_of_the_layers_outputs() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    let run = run(&checkpoint, &recipe("gptq"), &output);
+    assert_eq!(run.layers.len(), checkpoint.entries().iter().filter(|e| e.name.contains("_proj")).count());
+    for layer in &run.layers {
+        let outcome = layer.outcome.as_ref().unwrap();
+        assert!(outcome.method_error <= outcome.rounding_error || outcome.kept_rounding, "{}", layer.name);
+        assert_eq!(outcome.tokens, 12 * 24);
+    }
+    // the first block sees what the embedding gives, whatever became of it: by the definition, in f64
+    let mut inputs: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
+    let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
+    let vocab = model.vocab_size();
+    for s in 0..12 {
+        let tokens: Vec<u32> = (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
+        let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
+            for layer in layers {
+                let rows = inputs.entry((*layer).to_owned()).or_default();
+                rows.extend(x.rows().into_iter().map(|row| row.to_vec()));
+            }
+        };
+        model.forward(&tokens, Some(&mut tap)).unwrap();
+    }
+    let compressed = Checkpoint::open(&output).unwrap();
+    let first = run.layers.iter().filter(|layer| layer.name.contains("layers.0."));
+    let mut seen = 0;
+    for layer in first {
+        let (before, after) = (checkpoint.dense(&layer.name).unwrap(), compressed.dense(&layer.name).unwrap());
+        let x = &inputs[layer.name.strip_suffix(".weight").unwrap()];
+        let (mut error, mut total) = (0.0, 0.0);
+        for x in x {
+            for (w, q) in before.chunks(x.len()).zip(after.chunks(x.len())) {
+                let dot = |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+                let (y, z) = (dot(w), dot(q));
+                error += (y - z) * (y - z);
+                total += y * y;
+            }
+        }
+        let outcome = layer.outcome.as_ref().unwrap();
+        let reported = if outcome.kept_rounding { outcome.rounding_error } else { outcome.method_error };
+        assert!((error / total - reported).abs() <= 1e-3 * reported, "{}: {} {reported}", layer.name, error / total);
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
+}
+
+#[test]
+fn methods_that_look_at_the_inputs_serve_the_outputs_better() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let original = logits(checkpoint.path());
+    let of = |name: &str, transform: Option<&str>| {
+        let output = folder.path().join(format!("{name}{}", transform.unwrap_or_default()));
+        let mut recipe = recipe(name);
+        if let Some(transform) = transform {
+            recipe = recipe.transform(Transform::from_name(transform).unwrap());
+        }
+        let total = |run: &Run| -> f64 {
+            run.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref()?.method_error)).sum()
+        };
+        let run = run(&checkpoint, &recipe, &output);
+        assert!(distance(&original, &logits(&output)) < 0.5, "{name}");
+        total(&run)
+    };
+    let rounding: f64 = {
+        let run = run(&checkpoint, &recipe("gptq"), &folder.path().join("rounding"));
+        run.layers.iter().map(|layer| layer.outcome.as_ref().unwrap().rounding_error).sum()
+    };
+    for (name, transform) in [
+        ("gptq", None),
+        ("gptq-act-order", None),
+        ("clip", None),
+        ("clip", Some("awq")),
+        ("autoround", None),
+        ("gptq", Some("rotate")),
+    ] {
+        let error = of(name, transform);
+        assert!(error < rounding, "{name} {transform:?}: {error} beside {rounding}");
+    }
+}
+
+#[test]
+fn bytes_depend_on_neither_threads_nor_instructions() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    for (name, transform) in [("gptq", Some("rotate")), ("autoround", None), ("clip", Some("awq"))] {
+        let mut recipe = recipe(name);
+        if let Some(transform) = transform {
+            recipe = recipe.transform(Transform::from_name(transform).unwrap());
+        }
+        let mut first = None;
+        for threads in [1, 2] {
+            for level in CpuLevel::ALL.into_iter().filter(|level| *level <= CpuLevel::detected()) {
+                let before = CpuLevel::current();
+                level.set_current().unwrap();
+                let output = folder.path().join(format!("{name}-{threads}-{level}"));
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| run(&checkpoint, &recipe, &output));
+                before.set_current().unwrap();
+                let written = files(&output);
+                assert!(first.get_or_insert_with(|| written.clone()) == &written, "{name}: {threads} threads, {level}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let recipe = recipe("gptq").transform(Transform::from_name("rotate").unwrap());
+    run(&checkpoint, &recipe, &folder.path().join("whole"));
+    let samples = samples(&checkpoint);
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    let (output, unfinished) = (folder.path().join("out"), folder.path().join("out.unfinished"));
+    let mut stops = 0;
+    for allowed in 0.. {
+        let mut calls = 0;
+        let mut stop = |_: Progress<'_>| {
+            calls += 1;
+            if calls > allowed + 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        match plan.run_calibrated(&output, Calibration::new(&samples), &mut stop) {
+            Ok(_) => break,
+            Err(PipelineError::Stopped) => stops += 1,
+            Err(error) => panic!("{}", one_line(&error)),
+        }
+        assert!(!output.exists());
+        assert!(unfinished.exists(), "what is finished stays");
+    }
+    assert!(stops >= 3, "{stops}");
+    assert!(!unfinished.exists());
+    assert!(files(&output) == files(&folder.path().join("whole")));
+}
+
+#[test]
+fn the_blocks_of_another_run_are_refused() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let samples = samples(&checkpoint);
+    let output = folder.path().join("out");
+    let mut calls = 0;
+    let mut stop = |_: Progress<'_>| {
+        calls += 1;
+        if calls > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let first = recipe("gptq");
+    let plan = Plan::new(&checkpoint, &first).unwrap();
+    let stopped = plan.run_calibrated(&output, Calibration::new(&samples), &mut stop);
+    assert!(matches!(stopped, Err(PipelineError::Stopped)));
+    let other = recipe("gptq-act-order");
+    let plan = Plan::new(&checkpoint, &other).unwrap();
+    let refused = plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap_err();
+    let line = one_line(&refused);
+    assert!(line.contains("out.unfinished") && line.contains("another run"), "{line}");
+    // the same recipe on other inputs is another run, too
+    let plan = Plan::new(&checkpoint, &first).unwrap();
+    let dense = Calibration::new(&samples).inputs(BlockInputs::Dense);
+    assert!(matches!(
+        plan.run_calibrated(&output, dense, &mut go),
+        Err(PipelineError::Unfinished { .. })
+    ));
+    plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
+}
+
+#[test]
+fn later_blocks_see_what_the_compressed_ones_give() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let samples = samples(&checkpoint);
+    let recipe = recipe("gptq");
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    let run = |inputs, name: &str| {
+        let calibration = Calibration::new(&samples).inputs(inputs);
+        plan.run_calibrated(folder.path().join(name), calibration, &mut go).unwrap()
+    };
+    let (compressed, dense) = (run(BlockInputs::Compressed, "compressed"), run(BlockInputs::Dense, "dense"));
+    for (a, b) in compressed.layers.iter().zip(&dense.layers) {
+        let same = a.outcome == b.outcome;
+        assert_eq!(same, a.name.contains("layers.0."), "{}", a.name);
+    }
+}
+
+#[test]
+fn hidden_states_beyond_the_limit_change_nothing() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let samples = samples(&checkpoint);
+    let recipe = recipe("gptq");
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    for memory in [0, 10_000, usize::MAX] {
+        let calibration = Calibration::new(&samples).memory(memory);
+        plan.run_calibrated(folder.path().join(memory.to_string()), calibration, &mut go).unwrap();
+    }
+    let all = files(&folder.path().join("0"));
+    assert!(all == files(&folder.path().join("10000")));
+    assert!(all == files(&folder.path().join(usize::MAX.to_string())));
+}
+
+#[test]
+fn a_rotated_model_computes_the_same() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    // eight bits in small groups lose little, whatever the rotation
+    let options = PresetOptions { group_size: 8.try_into().ok(), ..PresetOptions::default() };
+    let recipe = Recipe::preset("int8", options).unwrap().transform(Transform::from_name("rotate").unwrap());
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    assert_eq!(plan.needs(), Needs::Nothing);
+    let run = plan.run(&output, &mut go).unwrap();
+    assert!(run.layers.iter().all(|layer| layer.methods[0] == "rotation"), "{:?}", run.layers[0].methods);
+    assert!(distance(&logits(checkpoint.path()), &logits(&output)) < 0.02);
+    assert!(!folder.path().join("out.unfinished").exists());
+}
+
+#[test]
+fn networks_of_layers_are_calibrated_too() {
+    for (name, group) in [("fashion-mlp", 64), ("fashion-lenet", 25)] {
+        let checkpoint = Checkpoint::open(fixture(name)).unwrap();
+        let folder = Folder::new();
+        let samples =
+            Samples::features(Array2::from_shape_fn((80, 784), |(i, j)| ((i * 31 + j * 17) % 97) as f32 / 97.0));
+        let samples = samples.unwrap();
+        let rounding = Rounding::from_name("gptq").unwrap();
+        let options =
+            PresetOptions { rounding, group_size: group.try_into().ok(), ..PresetOptions::default() };
+        let recipe = Recipe::preset("int4", options).unwrap();
+        let plan = Plan::new(&checkpoint, &recipe).unwrap();
+        let run = plan.run_calibrated(folder.path().join("out"), Calibration::new(&samples), &mut go).unwrap();
+        for layer in &run.layers {
+            let outcome = layer.outcome.as_ref().unwrap();
+            assert!(outcome.method_error < outcome.rounding_error, "{name} {}: {outcome:?}", layer.name);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    let vocab = Decoder::open(&checkpoint, Execution::default()).unwrap().vocab_size() as u32;
+    let gptq = || Gptq::codes(tersor::CodeType::Int { bits: Bits::new(4).unwrap(), symmetric: true });
+    let refused = |recipe: &Recipe, samples: &Samples| {
+        let plan = Plan::new(&checkpoint, recipe).unwrap();
+        one_line(&plan.run_calibrated(&output, Calibration::new(samples), &mut go).unwrap_err())
+    };
+    let plain = recipe("gptq");
+    let plan = Plan::new(&checkpoint, &plain).unwrap();
+    let line = one_line(&plan.run(&output, &mut go).unwrap_err());
+    assert!(line.contains("give calibration samples"), "{line}");
+
+    let line = refused(&plain, &Samples::tokens(vec![vec![1, 2], vec![3, vocab]]).unwrap());
+    assert!(line.contains(&format!("token {vocab} at position 1")), "{line}");
+    let line = refused(&plain, &Samples::features(Array2::zeros((2, 8))).unwrap());
+    assert!(line.contains("takes tokens, not 8 features"), "{line}");
+
+    let embedding = Step::quantize(gptq().granularity(Granularity::Channel))
+        .classes([tersor::TensorClass::Embedding]);
+    let line = refused(&Recipe::new().step(embedding), &samples(&checkpoint));
+    assert!(line.contains("embed_tokens.weight") && line.contains("none of the network's blocks"), "{line}");
+
+    // two tokens say little of 32 and more features
+    let plan = Plan::new(&checkpoint, &plain).unwrap();
+    let few = Samples::tokens(vec![vec![1, 2]]).unwrap();
+    let strict = plan.run_calibrated(&output, Calibration::new(&few).strict(true), &mut go).unwrap_err();
+    assert!(one_line(&strict).contains("2 tokens say little"), "{}", one_line(&strict));
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is left behind");
+
+    assert!(one_line(&Samples::tokens(vec![]).unwrap_err()).contains("no samples"));
+    assert!(one_line(&Samples::tokens(vec![vec![1], vec![]]).unwrap_err()).contains("sample 1"));
+    let nan = Array2::from_shape_fn((2, 3), |(i, j)| if i == 1 && j == 2 { f32::NAN } else { 0.0 });
+    assert!(one_line(&Samples::features(nan).unwrap_err()).contains("sample 1 (counted from 0) is NaN at feature 2"));
+}
