@@ -138,7 +138,7 @@ impl Plan<'_> {
             hash.update(config.to_string());
         }
         let samples = calibration.samples.map(Samples::fingerprint).unwrap_or_default();
-        hash.update(format!("{samples} {:?}", self.transforms.rotation));
+        hash.update(format!("{samples} {}", self.transforms.fingerprint_of_rotation()));
         Ok(hash)
     }
 
@@ -152,7 +152,7 @@ impl Plan<'_> {
             };
             hash.update(format!("{} {methods}\n", tensor.name()));
         }
-        hash.update(format!("{:?} {:?}", self.transforms, calibration.inputs));
+        hash.update(format!("{} {:?}", self.transforms.fingerprint(), calibration.inputs));
         Ok(hex(hash))
     }
 

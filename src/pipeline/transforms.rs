@@ -15,6 +15,7 @@ use crate::weight::{Coding, Granularity};
 /// The transforms of a recipe, for one checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Transforms {
+    asked: Vec<Transform>,
     pub(super) rotation: Option<Rotation>,
     scalings: Vec<Transform>,
     folds: Vec<Fold>,
@@ -47,7 +48,7 @@ impl Transforms {
     /// # Errors
     /// When the network does not allow them.
     pub(super) fn new(checkpoint: &Checkpoint, asked: &[Transform]) -> Result<Self, TransformError> {
-        let mut transforms = Self::default();
+        let mut transforms = Self { asked: asked.to_vec(), ..Self::default() };
         for transform in asked {
             match transform {
                 Transform::Rotate(options) => {
@@ -64,6 +65,17 @@ impl Transforms {
 
     pub(super) fn is_empty(&self) -> bool {
         self.rotation.is_none() && self.scalings.is_empty()
+    }
+
+    /// What was asked for, in words that depend on nothing else.
+    pub(super) fn fingerprint(&self) -> String {
+        format!("{:?}", self.asked)
+    }
+
+    /// The same of those that are made before anything is known of the layers' inputs.
+    pub(super) fn fingerprint_of_rotation(&self) -> String {
+        let rotations = self.asked.iter().filter(|transform| matches!(transform, Transform::Rotate(_)));
+        format!("{:?}", rotations.collect::<Vec<_>>())
     }
 
     pub(super) fn needs(&self) -> Needs {
