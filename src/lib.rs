@@ -15,6 +15,7 @@ pub mod prune;
 pub mod quantize;
 pub mod recipe;
 pub mod report;
+pub mod transform;
 pub mod weight;
 
 pub use checkpoint::{
