@@ -24,6 +24,9 @@ multiversion! {
     fn double_in(x: &mut [Lane], inner: usize) = portable::double
 }
 multiversion! {
+    fn double_twice_in(x: &mut [Lane], inner: usize) = portable::double_twice
+}
+multiversion! {
     fn dense_in(x: &mut [Lane], signs: &[f64], size: usize, inner: usize, old: &mut Vec<Lane>) = portable::dense
 }
 
@@ -110,15 +113,23 @@ impl Hadamard {
         let each = |room: &mut Room, rows: &mut [f32]| {
             room.x.clear();
             room.x.resize(order, [0.0; LANES]);
-            for (lane, row) in rows.chunks_exact(order).enumerate() {
-                for ((x, value), sign) in room.x.iter_mut().zip(row).zip(signs) {
-                    x[lane] = f64::from(*value * *sign);
+            // in pieces that stay in the first-level cache
+            for (piece, x) in room.x.chunks_mut(LANES).enumerate() {
+                let columns = piece * LANES..piece * LANES + x.len();
+                for (lane, row) in rows.chunks_exact(order).enumerate() {
+                    let values = row[columns.clone()].iter().zip(&signs[columns.clone()]);
+                    for (x, (value, sign)) in x.iter_mut().zip(values) {
+                        x[lane] = f64::from(*value * *sign);
+                    }
                 }
             }
             self.multiply(isa, room);
-            for (lane, row) in rows.chunks_exact_mut(order).enumerate() {
-                for (value, x) in row.iter_mut().zip(&room.x) {
-                    *value = x[lane] as f32;
+            for (piece, x) in room.x.chunks(LANES).enumerate() {
+                let columns = piece * LANES..piece * LANES + x.len();
+                for (lane, row) in rows.chunks_exact_mut(order).enumerate() {
+                    for (value, x) in row[columns.clone()].iter_mut().zip(x) {
+                        *value = x[lane] as f32;
+                    }
                 }
             }
         };
@@ -184,7 +195,11 @@ impl Hadamard {
     /// `x ← x·H/√n` of every lane.
     fn multiply(&self, isa: Isa, Room { x, old }: &mut Room) {
         let mut inner = 1;
-        for _ in 0..self.doublings {
+        for _ in 0..self.doublings / 2 {
+            double_twice_in(isa, x, inner);
+            inner *= 4;
+        }
+        if self.doublings % 2 == 1 {
             double_in(isa, x, inner);
             inner *= 2;
         }

@@ -14,6 +14,22 @@ pub(super) fn double(x: &mut [Lane], inner: usize) {
     }
 }
 
+/// Along two such indices in one pass, with the sums of one pass after the other.
+#[inline(always)]
+pub(super) fn double_twice(x: &mut [Lane], inner: usize) {
+    for four in x.chunks_exact_mut(4 * inner) {
+        let (ab, cd) = four.split_at_mut(2 * inner);
+        let (a, b) = ab.split_at_mut(inner);
+        let (c, d) = cd.split_at_mut(inner);
+        let ab = a.as_flattened_mut().iter_mut().zip(b.as_flattened_mut());
+        let cd = c.as_flattened_mut().iter_mut().zip(d.as_flattened_mut());
+        for ((a, b), (c, d)) in ab.zip(cd) {
+            let (ab, cd) = ([*a + *b, *a - *b], [*c + *d, *c - *d]);
+            (*a, *b, *c, *d) = (ab[0] + cd[0], ab[1] + cd[1], ab[0] - cd[0], ab[1] - cd[1]);
+        }
+    }
+}
+
 /// Along an index of a factor `[size, size]`: `y[j] = Σ_k x[k]·signs[k, j]`, summed in the order of `k`.
 #[inline(always)]
 pub(super) fn dense(x: &mut [Lane], signs: &[f64], size: usize, inner: usize, old: &mut Vec<Lane>) {
