@@ -39,7 +39,7 @@ multiversion! {
 /// ```
 /// use tersor::kernels::hadamard::Hadamard;
 ///
-/// let hadamard = Hadamard::new(576).expect("36 · 16");
+/// let hadamard = Hadamard::new(576).expect("12 · 12 · 4");
 /// assert_eq!(hadamard.order(), 576);
 /// assert!(Hadamard::new(6).is_none());
 /// ```
