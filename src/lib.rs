@@ -16,6 +16,7 @@ pub mod prune;
 pub mod quantize;
 pub mod recipe;
 pub mod report;
+pub mod transform;
 pub mod weight;
 
 pub use calibrate::{CalibrateError, Cut, Samples};

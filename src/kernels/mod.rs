@@ -11,6 +11,7 @@ pub(crate) mod attention;
 pub(crate) mod compare;
 pub mod convert;
 pub mod gram;
+pub mod hadamard;
 pub(crate) mod level;
 pub mod mask;
 pub(crate) mod matmul;

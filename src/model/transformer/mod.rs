@@ -10,9 +10,11 @@ mod keys;
 mod pooling;
 mod rope;
 mod tensors;
+mod wiring;
 
 pub use cache::Cache;
 pub use decoder::Decoder;
 pub(in crate::model) use decoder_config::DECODERS;
 pub use encoder::Encoder;
 pub use generate::{GenerateOptions, Sampling};
+pub(crate) use wiring::{DecoderWiring, Heads, LayerNames, Wiring};
