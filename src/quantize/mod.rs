@@ -9,15 +9,26 @@
 
 mod activation;
 mod affine;
+mod autoround;
+mod awq;
+mod bias;
 mod calibrated;
 mod cast;
 mod histogram;
+mod hqq;
 mod observer;
 mod round;
+mod smooth;
+mod tiles;
 
 pub use activation::ActivationObserver;
 pub use affine::Affine;
+pub use autoround::AutoRound;
+pub use awq::{AwqOptions, AwqScales, ClippedRounding, awq_scales};
+pub use bias::bias_correction;
 pub use cast::{FloatCast, Overflow};
 pub use histogram::Histogram;
+pub use hqq::{Hqq, HqqOptions, hqq_zero_point};
 pub use observer::{Observer, Range};
 pub use round::{CodeType, RoundToNearest};
+pub use smooth::{SmoothScales, Smoothing, smooth_scales};
