@@ -105,7 +105,8 @@ pub fn hqq_zero_point(
     let mut zero = f64::from(zero_point);
     let mut best = (f64::INFINITY, zero);
     let mut beta = options.beta;
-    for _ in 0..options.iterations {
+    // once more than there are steps, so that the last is measured, too
+    for _ in 0..=options.iterations {
         let (mut error, mut sum) = (0.0, 0.0);
         for w in values.iter().map(|w| f64::from(*w)) {
             let code = (w / scale + zero).round_ties_even().clamp(low, high);
