@@ -94,8 +94,8 @@ fn awq_finds_the_scales_of_autoawq() {
         let found = awq_scales(&layers, &golden.stats, codes, group(case), options).unwrap();
         assert_eq!(f64::from(found.ratio), f64::from(case["ratio"].as_f64().unwrap() as f32), "{case}");
         // Negative extremes stand on the tie between the two lowest symmetric codes, so that the last place of a scale decides
-        // which they get.
-        let tolerance = if symmetric(case) { 1e-3 } else { 1e-4 };
+        // which they get: in the reference, too, errors then differ by up to 4.5 %.
+        let tolerance = if symmetric(case) { 5e-2 } else { 1e-5 };
         assert_close(found.error, f64::from(golden.floats(case, "error")[0]), tolerance, case);
         assert!(found.error < found.rounding_error, "{case}");
         for (ours, theirs) in found.scales.iter().zip(golden.floats(case, "scales")) {
@@ -217,7 +217,7 @@ fn auto_round_descends_as_the_reference() {
             }
         } else {
             // signs of gradients near zero go their own way
-            assert_close(outcome.method_error, theirs, 0.03, case);
+            assert_close(outcome.method_error, theirs, 2e-3, case);
         }
     }
 }

@@ -82,7 +82,7 @@ impl AutoRound {
             return Err(MethodError::Option { option: "steps", value: 0.0, expected: "at least 1" });
         }
         match self.learning_rate {
-            Some(rate) if !(rate > 0.0 && rate.is_finite()) => {
+            Some(rate) if rate <= 0.0 || !rate.is_finite() => {
                 let (option, expected) = ("the learning rate", "positive");
                 Err(MethodError::Option { option, value: f64::from(rate), expected })
             }

@@ -70,8 +70,7 @@ pub(super) fn better_of(
 ) -> Compressed {
     let rounding_error = output_error(layer.values, &rounding.weight, hessian);
     let method_error = output_error(layer.values, &found, hessian);
-    // a NaN loses
-    let kept_rounding = !(method_error <= rounding_error);
+    let kept_rounding = method_error > rounding_error || method_error.is_nan();
     let outcome = Outcome {
         rounding_error,
         method_error,

@@ -62,10 +62,10 @@ impl HqqOptions {
         if !(self.p > 0.0 && self.p <= 1.0) {
             return fail("p", self.p, "above 0 and at most 1");
         }
-        if !(self.beta > 0.0 && self.beta.is_finite()) {
+        if self.beta <= 0.0 || !self.beta.is_finite() {
             return fail("beta", self.beta, "positive");
         }
-        if !(self.kappa >= 1.0 && self.kappa.is_finite()) {
+        if self.kappa < 1.0 || !self.kappa.is_finite() {
             return fail("kappa", self.kappa, "at least 1");
         }
         Ok(())
@@ -114,8 +114,7 @@ pub fn hqq_zero_point(
             error += left.abs();
             sum += code - (w - options.shrink(left, beta)) / scale;
         }
-        // NaN, of no values, ends it as well
-        if !(error < best.0) {
+        if error >= best.0 || values.is_empty() {
             break;
         }
         best = (error, zero);
@@ -180,8 +179,8 @@ impl Hqq {
                 let scale = self.fitted_scale(values, best.1, precision, beta);
                 let found = Affine { scale, ..best.1 };
                 let error = self.error(values, found, precision);
-                // a scale of zero or NaN gives no error less than another
-                if !(scale > 0.0 && error < best.0) {
+                // of values that are all zero the scale is NaN
+                if scale.is_nan() || scale <= 0.0 || error >= best.0 {
                     break;
                 }
                 best = (error, found);

@@ -4,8 +4,12 @@
 //! [`Observer`] decides which range of values the codes span; [`ActivationObserver`] does the same for activations
 //! that stream by, in constant memory.
 //!
+//! What calibration saw at a layer's input improves on rounding: [`AutoRound`] learns where each weight goes, [`ClippedRounding`]
+//! narrows ranges, [`bias_correction`] restores mean outputs; [`awq_scales`] and [`smooth_scales`] find factors of input channels,
+//! which are folded into the operation before. [`Hqq`] fits scales and zero points to the weights alone.
+//!
 //! Scales, zero points and codes are, to the last bit, those that the `compressed-tensors` package computes from the
-//! same numbers on the CPU: every operation is rounded to the model's own precision.
+//! same numbers on the CPU when rounding to nearest: every operation is rounded to the model's own precision.
 
 mod activation;
 mod affine;
