@@ -43,7 +43,9 @@ pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{
-    ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
+    ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast,
+    Histogram, Hqq, HqqOptions, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing, awq_scales,
+    bias_correction, hqq_zero_point, smooth_scales,
 };
 pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};

@@ -25,6 +25,7 @@ pub(crate) mod rotary;
 pub mod select;
 pub(crate) mod slab;
 pub(crate) mod spare;
+pub(crate) mod symmetric;
 pub(crate) mod view;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.

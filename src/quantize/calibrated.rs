@@ -1,8 +1,7 @@
-#![allow(dead_code)] // the methods that use it are on their way
 //! What all calibrated methods share.
 
 use crate::kernels::gram::quadratic_form;
-use crate::layer::{Layer, LayerStats, MethodError};
+use crate::layer::{Compressed, Layer, LayerStats, MethodError, Outcome};
 use crate::weight::CompressedWeight;
 
 /// The statistics of a layer, with the Hessian that a method needs.
@@ -14,11 +13,19 @@ pub(super) fn hessian<'a>(
     method: impl Fn() -> String,
 ) -> Result<(&'a LayerStats, &'a [f32]), MethodError> {
     let stats = statistics(layer, &method)?;
-    let hessian = stats.hessian().ok_or_else(|| MethodError::NotCalibrated {
-        method: method(),
-        what: "the products of all channels",
-    })?;
-    Ok((stats, hessian))
+    Ok((stats, hessian_of(stats, method)?))
+}
+
+/// The Hessian that a method needs.
+///
+/// # Errors
+/// When it was not gathered, or nothing was seen.
+pub(super) fn hessian_of(stats: &LayerStats, method: impl Fn() -> String) -> Result<&[f32], MethodError> {
+    let missing = |what| MethodError::NotCalibrated { method: method(), what };
+    if stats.tokens() == 0 {
+        return Err(missing("samples"));
+    }
+    stats.hessian().ok_or_else(|| missing("the products of all channels"))
 }
 
 /// The statistics of a layer.
@@ -49,4 +56,30 @@ pub(crate) fn output_error(values: &[f32], weight: &CompressedWeight, hessian: &
     let error = quadratic_form(&difference, cols, hessian);
     let output = quadratic_form(values, cols, hessian);
     if error == 0.0 { 0.0 } else { error / output }
+}
+
+/// What a method made of a layer, unless plain rounding is better.
+///
+/// `rounding` is the layer rounded to nearest with the same codes, `found` what the method made of it.
+pub(super) fn better_of(
+    layer: &Layer<'_>,
+    stats: &LayerStats,
+    hessian: &[f32],
+    rounding: Compressed,
+    found: CompressedWeight,
+) -> Compressed {
+    let rounding_error = output_error(layer.values, &rounding.weight, hessian);
+    let method_error = output_error(layer.values, &found, hessian);
+    let kept_rounding = method_error > rounding_error || method_error.is_nan();
+    let outcome = Outcome {
+        rounding_error,
+        method_error,
+        kept_rounding,
+        damping: 0.0,
+        dead_channels: stats.abs_max().iter().filter(|max| **max == 0.0).count(),
+        tokens: stats.tokens(),
+        notes: Vec::new(),
+    };
+    let weight = if kept_rounding { rounding.weight } else { found };
+    Compressed { weight, clamped: rounding.clamped, outcome: Some(outcome) }
 }

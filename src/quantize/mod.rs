@@ -4,20 +4,35 @@
 //! [`Observer`] decides which range of values the codes span; [`ActivationObserver`] does the same for activations
 //! that stream by, in constant memory.
 //!
+//! What calibration saw at a layer's input improves on rounding: [`AutoRound`] learns where each weight goes, [`ClippedRounding`]
+//! narrows ranges, [`bias_correction`] restores mean outputs; [`awq_scales`] and [`smooth_scales`] find factors of input channels,
+//! which are folded into the operation before. [`Hqq`] fits scales and zero points to the weights alone.
+//!
 //! Scales, zero points and codes are, to the last bit, those that the `compressed-tensors` package computes from the
-//! same numbers on the CPU: every operation is rounded to the model's own precision.
+//! same numbers on the CPU when rounding to nearest: every operation is rounded to the model's own precision.
 
 mod activation;
 mod affine;
+mod autoround;
+mod awq;
+mod bias;
 mod calibrated;
 mod cast;
 mod histogram;
+mod hqq;
 mod observer;
 mod round;
+mod smooth;
+mod tiles;
 
 pub use activation::ActivationObserver;
 pub use affine::Affine;
+pub use autoround::AutoRound;
+pub use awq::{AwqOptions, AwqScales, ClippedRounding, awq_scales};
+pub use bias::bias_correction;
 pub use cast::{FloatCast, Overflow};
 pub use histogram::Histogram;
+pub use hqq::{Hqq, HqqOptions, hqq_zero_point};
 pub use observer::{Observer, Range};
 pub use round::{CodeType, RoundToNearest};
+pub use smooth::{SmoothScales, Smoothing, smooth_scales};
