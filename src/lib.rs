@@ -40,7 +40,7 @@ pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{
-    ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
+    ActivationObserver, Affine, CodeType, FloatCast, Gptq, Histogram, Observer, Overflow, RoundToNearest,
 };
 pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};

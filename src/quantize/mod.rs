@@ -1,6 +1,6 @@
 //! Post-training quantization: fewer bits per weight.
 //!
-//! [`RoundToNearest`] writes integer or e4m3 codes under scales, [`FloatCast`] converts to f16 or bf16. An
+//! [`RoundToNearest`] writes integer or e4m3 codes under scales, and so does [`Gptq`], which knows the layer's inputs; [`FloatCast`] converts to f16 or bf16. An
 //! [`Observer`] decides which range of values the codes span; [`ActivationObserver`] does the same for activations
 //! that stream by, in constant memory.
 //!
@@ -11,6 +11,7 @@ mod activation;
 mod affine;
 mod calibrated;
 mod cast;
+mod gptq;
 mod histogram;
 mod observer;
 mod round;
@@ -18,6 +19,7 @@ mod round;
 pub use activation::ActivationObserver;
 pub use affine::Affine;
 pub use cast::{FloatCast, Overflow};
+pub use gptq::Gptq;
 pub use histogram::Histogram;
 pub use observer::{Observer, Range};
 pub use round::{CodeType, RoundToNearest};
