@@ -439,7 +439,7 @@ mod tests {
             ] {
                 let compressed = method.compress(&layer).unwrap();
                 let outcome = compressed.outcome.unwrap();
-                assert_eq!(compressed.weight.coding(), method.coding(Coding::Float(precision)));
+                assert_eq!(compressed.weight.form().coding(), method.coding(Coding::Float(precision)));
                 assert_eq!((outcome.tokens, outcome.damping, outcome.dead_channels), (300, 0.01, 0));
                 assert!(outcome.notes.is_empty() && !outcome.kept_rounding);
                 let ratio = outcome.method_error / outcome.rounding_error;
