@@ -43,7 +43,7 @@ pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{
-    ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast,
+    ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,
     Histogram, Hqq, HqqOptions, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing, awq_scales,
     bias_correction, hqq_zero_point, smooth_scales,
 };

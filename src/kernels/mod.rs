@@ -8,6 +8,7 @@
 
 pub mod activate;
 pub(crate) mod attention;
+pub(crate) mod cholesky;
 pub(crate) mod compare;
 pub mod convert;
 pub mod gram;
@@ -26,6 +27,7 @@ pub mod select;
 pub(crate) mod slab;
 pub(crate) mod spare;
 pub(crate) mod symmetric;
+pub(crate) mod update;
 pub(crate) mod view;
 
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.

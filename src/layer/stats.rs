@@ -37,6 +37,7 @@ pub struct LayerStats {
     sum: Vec<f64>,
     sum_abs: Vec<f64>,
     sum_square: Vec<f64>,
+    /// Products of all pairs of channels, on and above the diagonal.
     gram: Option<Vec<f64>>,
     /// The mean of the products, once somebody has asked for it.
     hessian: OnceLock<Vec<f32>>,
@@ -138,7 +139,7 @@ impl LayerStats {
     pub fn hessian(&self) -> Option<&[f32]> {
         let products = self.gram.as_ref()?;
         let tokens = self.tokens.max(1) as f64;
-        Some(self.hessian.get_or_init(|| products.iter().map(|x| (x / tokens) as f32).collect()))
+        Some(self.hessian.get_or_init(|| gram::mean(products, self.size, tokens)))
     }
 
     /// Everything that was seen, to be kept.

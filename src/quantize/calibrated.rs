@@ -45,17 +45,64 @@ pub(super) fn statistics<'a>(
     Ok(stats)
 }
 
-/// `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`, 0 where the layer's output is zero and stays so.
+/// Errors `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²` of several results; 0 where the output is as it was.
 ///
 /// # Shapes
-/// `values` is `[rows, cols]` of the weight, `hessian` is `[cols, cols]`.
-pub(crate) fn output_error(values: &[f32], weight: &CompressedWeight, hessian: &[f32]) -> f64 {
-    let decoded = weight.dequantize();
-    let difference: Vec<f32> = values.iter().zip(&decoded).map(|(w, q)| w - q).collect();
-    let cols = weight.cols();
-    let error = quadratic_form(&difference, cols, hessian);
-    let output = quadratic_form(values, cols, hessian);
-    if error == 0.0 { 0.0 } else { error / output }
+/// `values` is `[rows, cols]` of the weights, `hessian` is `[cols, cols]`.
+pub(super) fn output_errors<const N: usize>(
+    values: &[f32],
+    weights: [&CompressedWeight; N],
+    hessian: &[f32],
+) -> [f64; N] {
+    let mut output = None;
+    weights.map(|weight| {
+        let cols = weight.cols();
+        let decoded = weight.dequantize();
+        let difference: Vec<f32> = values.iter().zip(&decoded).map(|(w, q)| w - q).collect();
+        let error = quadratic_form(&difference, cols, hessian);
+        let output = output.get_or_insert_with(|| quadratic_form(values, cols, hessian));
+        // a negative sum is a rounding error of nearly nothing
+        if error <= 0.0 { 0.0 } else { error / *output }
+    })
+}
+
+/// What a method made of a layer.
+pub(super) struct Found {
+    pub(super) weight: CompressedWeight,
+    /// See [`Outcome::damping`].
+    pub(super) damping: f64,
+    pub(super) notes: Vec<String>,
+}
+
+/// What a method found, or the layer rounded to nearest if that serves the output at least as well.
+pub(super) fn keep_better(
+    layer: &Layer<'_>,
+    (stats, hessian): (&LayerStats, &[f32]),
+    rounded: CompressedWeight,
+    found: Found,
+) -> Compressed {
+    let [rounding_error, method_error] = output_errors(layer.values, [&rounded, &found.weight], hessian);
+    // an error that is not a number is no better either
+    let kept_rounding = !(method_error <= rounding_error);
+    let mut notes = found.notes;
+    if stats.tokens() < stats.size() as u64 {
+        notes.push(format!(
+            "{} tokens say little of {} input features: calibrate with more",
+            stats.tokens(),
+            stats.size()
+        ));
+    }
+    let outcome = Outcome {
+        rounding_error,
+        method_error,
+        kept_rounding,
+        damping: found.damping,
+        dead_channels: stats.abs_max().iter().filter(|x| **x == 0.0).count(),
+        tokens: stats.tokens(),
+        notes,
+    };
+    let weight = if kept_rounding { rounded } else { found.weight };
+    Compressed { weight, clamped: 0, outcome: Some(outcome) }
 }
 
 /// What a method made of a layer, unless plain rounding is better.
@@ -68,18 +115,6 @@ pub(super) fn better_of(
     rounding: Compressed,
     found: CompressedWeight,
 ) -> Compressed {
-    let rounding_error = output_error(layer.values, &rounding.weight, hessian);
-    let method_error = output_error(layer.values, &found, hessian);
-    let kept_rounding = method_error > rounding_error || method_error.is_nan();
-    let outcome = Outcome {
-        rounding_error,
-        method_error,
-        kept_rounding,
-        damping: 0.0,
-        dead_channels: stats.abs_max().iter().filter(|max| **max == 0.0).count(),
-        tokens: stats.tokens(),
-        notes: Vec::new(),
-    };
-    let weight = if kept_rounding { rounding.weight } else { found };
-    Compressed { weight, clamped: rounding.clamped, outcome: Some(outcome) }
+    let found = Found { weight: found, damping: 0.0, notes: Vec::new() };
+    keep_better(layer, (stats, hessian), rounding.weight, found)
 }

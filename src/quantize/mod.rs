@@ -1,6 +1,6 @@
 //! Post-training quantization: fewer bits per weight.
 //!
-//! [`RoundToNearest`] writes integer or e4m3 codes under scales, [`FloatCast`] converts to f16 or bf16. An
+//! [`RoundToNearest`] writes integer or e4m3 codes under scales, and so does [`Gptq`], which knows the layer's inputs; [`FloatCast`] converts to f16 or bf16. An
 //! [`Observer`] decides which range of values the codes span; [`ActivationObserver`] does the same for activations
 //! that stream by, in constant memory.
 //!
@@ -18,6 +18,7 @@ mod awq;
 mod bias;
 mod calibrated;
 mod cast;
+mod gptq;
 mod histogram;
 mod hqq;
 mod observer;
@@ -31,6 +32,7 @@ pub use autoround::AutoRound;
 pub use awq::{AwqOptions, AwqScales, ClippedRounding, awq_scales};
 pub use bias::bias_correction;
 pub use cast::{FloatCast, Overflow};
+pub use gptq::Gptq;
 pub use histogram::Histogram;
 pub use hqq::{Hqq, HqqOptions, hqq_zero_point};
 pub use observer::{Observer, Range};

@@ -97,12 +97,41 @@ impl RoundToNearest {
         Self { observer, ..self }
     }
 
-    fn affine_of_tiles(&self, layer: &Layer<'_>, grid: ScaleGrid) -> Result<Vec<Affine>, MethodError> {
-        let (rows, cols) = (layer.rows(), layer.cols());
-        let affine_of = |values: &[f32]| {
-            let range = self.observer.range(values, self.codes, layer.precision)?;
-            Affine::from_range(range, self.codes, layer.precision)
+    /// Codes, granularity and observer in words.
+    pub(super) fn target(&self) -> String {
+        let observer = match self.observer {
+            Observer::MinMax => String::new(),
+            Observer::AbsMax => ", absmax".into(),
+            Observer::Percentile(p) => format!(", percentile {p}"),
+            Observer::Mse => ", mse".into(),
+            Observer::Entropy => ", entropy".into(),
         };
+        format!("{}{observer}", self.coding(Coding::Float(Precision::F32)))
+    }
+
+    /// The parameters of a tile of these values.
+    pub(super) fn affine_of(&self, values: &[f32], precision: Precision) -> Result<Affine, MethodError> {
+        Affine::from_range(self.observer.range(values, self.codes, precision)?, self.codes, precision)
+    }
+
+    /// What values are rounded to.
+    pub(super) fn code_type(&self) -> CodeType {
+        self.codes
+    }
+
+    /// Which weights share a scale.
+    pub(super) fn scale_granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    /// Scales and zero points of all tiles, row-major.
+    pub(super) fn affine_of_tiles(
+        &self,
+        layer: &Layer<'_>,
+        grid: ScaleGrid,
+    ) -> Result<Vec<Affine>, MethodError> {
+        let (rows, cols) = (layer.rows(), layer.cols());
+        let affine_of = |values: &[f32]| self.affine_of(values, layer.precision);
         if grid.len() == 1 && layer.mask.is_none() {
             // the whole tensor is one tile, and already lies in one piece
             return Ok(vec![affine_of(layer.values)?]);
@@ -141,14 +170,7 @@ impl RoundToNearest {
 
 impl Method for RoundToNearest {
     fn name(&self) -> String {
-        let observer = match self.observer {
-            Observer::MinMax => String::new(),
-            Observer::AbsMax => ", absmax".into(),
-            Observer::Percentile(p) => format!(", percentile {p}"),
-            Observer::Mse => ", mse".into(),
-            Observer::Entropy => ", entropy".into(),
-        };
-        format!("round to {}{observer}", self.coding(Coding::Float(Precision::F32)))
+        format!("round to {}", self.target())
     }
 
     fn coding(&self, before: Coding) -> Coding {
@@ -196,15 +218,7 @@ impl Method for RoundToNearest {
             reduce::first_non_finite(layer.values).map_or(Ok(()), Err)?;
             self.compress_any(layer)?
         };
-        // Rounding up the scale, or the code, can push the largest value past the precision's. No code lies further from
-        // its zero point than 448 (integers: 255).
-        let scales = weight.scales().map_or(&[][..], Scales::scales);
-        if scales.iter().any(|scale| !layer.precision.round(scale * F8_E4M3_MAX).is_finite())
-            && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
-        {
-            let (min, max) = reduce::min_max(layer.values)?;
-            return Err(MethodError::Range { min, max });
-        }
+        check_range(layer, &weight)?;
         Ok(Compressed::plain(weight))
     }
 }
@@ -275,13 +289,27 @@ impl RoundToNearest {
         })
     }
 
-    fn scales_of(&self, tiles: &[Affine]) -> (Vec<f32>, Option<Vec<i8>>) {
+    /// Scales, and zero points if the codes have them.
+    pub(super) fn scales_of(&self, tiles: &[Affine]) -> (Vec<f32>, Option<Vec<i8>>) {
         let zero_points = match self.codes {
             CodeType::Int { symmetric: false, .. } => Some(tiles.iter().map(|a| a.zero_point).collect()),
             _ => None,
         };
         (tiles.iter().map(|a| a.scale).collect(), zero_points)
     }
+}
+
+/// Rounding up the scale, or the code, can push the largest value past the precision's.
+pub(super) fn check_range(layer: &Layer<'_>, weight: &CompressedWeight) -> Result<(), MethodError> {
+    // No code lies further from its zero point than 448 (integers: 255).
+    let scales = weight.scales().map_or(&[][..], Scales::scales);
+    if scales.iter().any(|scale| !layer.precision.round(scale * F8_E4M3_MAX).is_finite())
+        && reduce::first_non_finite(weight.dequantize().as_slice().unwrap_or_default()).is_some()
+    {
+        let (min, max) = reduce::min_max(layer.values)?;
+        return Err(MethodError::Range { min, max });
+    }
+    Ok(())
 }
 
 /// Codes of all values, made run by run: `f(values, tile, codes)` for each stretch of a row that lies in one tile.

@@ -1,10 +1,22 @@
 //! Sums over the rows of a matrix of activations that calibration keeps: `XᵀX`, and what is weighted by it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-/// Adds `XᵀX` to a symmetric matrix, of which the whole square is kept.
+use super::level::Isa;
+use super::update::{self, Lanes, PANEL, add_outer, symmetric_product};
+
+/// Rows whose products are summed in `f32` before they are added to the `f64` sums.
+const TOKENS: usize = 256;
+
+/// Columns of a block of [`quadratic_form`].
+const BLOCK: usize = 128;
+
+/// Adds `XᵀX` to a symmetric matrix, of which the part on and above the diagonal is kept; what lies below is unspecified.
 ///
-/// The result depends on neither the number of threads nor the instruction level.
+/// Products of 256 rows at a time are summed in `f32`, fused and in order, and then added to the `f64` sums. The result
+/// depends on neither the number of threads nor the instruction level.
 ///
 /// # Shapes
 /// `x` is `[tokens, size]`, `gram` is `[size, size]`.
@@ -12,21 +24,66 @@ use rayon::prelude::*;
 /// # Panics
 /// When a slice is of another length.
 pub fn add_gram(x: &[f32], size: usize, gram: &mut [f64]) {
+    add_gram_in(Isa::current(), x, size, gram);
+}
+
+fn add_gram_in(isa: Isa, x: &[f32], size: usize, gram: &mut [f64]) {
     assert!(
         gram.len() == size * size && x.len().is_multiple_of(size.max(1)),
         "activations and their products"
     );
-    gram.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, row)| {
-        for x in x.chunks_exact(size) {
-            let factor = f64::from(x[i]);
-            for (sum, x) in row.iter_mut().zip(x) {
-                *sum += factor * f64::from(*x);
+    if size == 0 {
+        return;
+    }
+    let mut panels = Vec::new();
+    for x in x.chunks(TOKENS * size) {
+        let tokens = x.len() / size;
+        panels.resize(size.div_ceil(PANEL) * tokens * PANEL, 0.0);
+        panels.par_chunks_exact_mut(tokens * PANEL).enumerate().for_each(|(panel, packed)| {
+            let first = panel * PANEL;
+            let len = PANEL.min(size - first);
+            for (to, row) in packed.as_chunks_mut::<PANEL>().0.iter_mut().zip(x.chunks_exact(size)) {
+                to[..len].copy_from_slice(&row[first..first + len]);
+                to[len..].fill(0.0);
+            }
+        });
+        symmetric_product(isa, &panels, tokens, size, (gram, size), |to, sum| *to += f64::from(sum));
+    }
+}
+
+/// A symmetric matrix divided by a number, from the part of it that [`add_gram`] keeps.
+///
+/// # Shapes
+/// `gram` and the result are `[size, size]`.
+///
+/// # Panics
+/// When the slice is of another length.
+pub fn mean(gram: &[f64], size: usize, count: f64) -> Vec<f32> {
+    assert_eq!(gram.len(), size * size, "products");
+    let mut mean = vec![0f32; size * size];
+    mean.par_chunks_mut((PANEL * size).max(1)).enumerate().for_each(|(strip, rows)| {
+        let first = strip * PANEL;
+        for (i, row) in rows.chunks_exact_mut(size).enumerate() {
+            let from = (first + i) * size;
+            for (to, sum) in row[first + i..].iter_mut().zip(&gram[from + first + i..from + size]) {
+                *to = (sum / count) as f32;
+            }
+        }
+        // the columns left of the diagonal are rows above it
+        let height = rows.len() / size;
+        for j in 0..first + height {
+            for i in (j + 1).saturating_sub(first)..height {
+                rows[i * size + j] = (gram[j * size + first + i] / count) as f32;
             }
         }
     });
+    mean
 }
 
 /// `Σ_r δ_r · H · δ_rᵀ` over the rows of a difference: the squared error that it makes in a layer's output.
+///
+/// Products with the part of `H` above the diagonal are summed in `f32`, fused and in one order, what they are weighted with in
+/// `f64`. The result depends on neither the number of threads nor the instruction level.
 ///
 /// # Shapes
 /// `difference` is `[rows, size]`, `hessian` is `[size, size]` and symmetric.
@@ -34,19 +91,118 @@ pub fn add_gram(x: &[f32], size: usize, gram: &mut [f64]) {
 /// # Panics
 /// When a slice is of another length.
 pub fn quadratic_form(difference: &[f32], size: usize, hessian: &[f32]) -> f64 {
+    quadratic_form_in(Isa::current(), difference, size, hessian)
+}
+
+fn quadratic_form_in(isa: Isa, difference: &[f32], size: usize, hessian: &[f32]) -> f64 {
     assert!(
         hessian.len() == size * size && difference.len().is_multiple_of(size.max(1)),
         "a matrix and its weights"
     );
-    let of_rows: Vec<f64> = difference
-        .par_chunks_exact(size.max(1))
-        .map(|row| {
-            let products = row.iter().zip(hessian.chunks_exact(size)).map(|(d, weights)| {
-                let inner: f64 = weights.iter().zip(row).map(|(h, d)| f64::from(*h) * f64::from(*d)).sum();
-                f64::from(*d) * inner
-            });
-            products.sum()
-        })
+    if size == 0 {
+        return 0.0;
+    }
+    let mut rows: Vec<Weighted<'_>> = difference
+        .par_chunks(PANEL * size)
+        .map(|rows| Weighted { hessian, size, columns: update::transposed(rows, size), total: 0.0 })
         .collect();
-    of_rows.into_iter().sum()
+    update::sweep(isa, hessian, size, BLOCK, &mut rows);
+    rows.iter().map(|rows| rows.total).sum()
+}
+
+/// 32 rows of a difference, and the sum of their weighted squares so far.
+struct Weighted<'a> {
+    hessian: &'a [f32],
+    size: usize,
+    columns: Vec<f32>,
+    total: f64,
+}
+
+impl Lanes for Weighted<'_> {
+    fn columns(&self) -> &[f32] {
+        &self.columns
+    }
+
+    fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
+        let mut sums = sums.as_chunks_mut::<PANEL>().0;
+        for j in columns.clone() {
+            let weights = &self.hessian[j * self.size..][j..columns.end];
+            let x = &self.columns.as_chunks::<PANEL>().0[j];
+            let Some((now, later)) = sums.split_first_mut() else { return };
+            add_outer(isa, &weights[1..], x, later.as_flattened_mut());
+            for (x, sum) in x.iter().zip(now) {
+                self.total += f64::from(*x) * f64::from(weights[0].mul_add(*x, 2.0 * *sum));
+            }
+            sums = later;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn random(seed: u64, len: usize) -> Vec<f32> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        (0..len).map(|_| random.random_range(-1.0..1.0f32)).collect()
+    }
+
+    #[test]
+    fn products_of_all_columns_are_those_of_the_definition() {
+        for (tokens, size) in [(0, 3), (1, 1), (5, 13), (300, 33), (520, 100), (7, 97)] {
+            let x = random(1, tokens * size);
+            let mut gram = vec![0.5; size * size];
+            add_gram(&x, size, &mut gram);
+            let mean = mean(&gram, size, 2.0);
+            for i in 0..size {
+                for j in 0..size {
+                    let sum: f64 = x.chunks_exact(size).map(|x| f64::from(x[i]) * f64::from(x[j])).sum();
+                    let error = (f64::from(mean[i * size + j]) - (0.5 + sum) / 2.0).abs();
+                    assert!(error < 3e-6 * (1.0 + tokens as f64).sqrt(), "{tokens} × {size}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weighted_squares_are_those_of_the_definition() {
+        for (rows, size) in [(0, 3), (1, 1), (3, 13), (33, 150), (65, 300)] {
+            let x = random(2, 40 * size);
+            let mut gram = vec![0.0; size * size];
+            add_gram(&x, size, &mut gram);
+            let (hessian, difference) = (mean(&gram, size, 40.0), random(3, rows * size));
+            let found = quadratic_form(&difference, size, &hessian);
+            let mut expected = 0.0;
+            for d in difference.chunks_exact(size) {
+                for x in x.chunks_exact(size) {
+                    let y: f64 = d.iter().zip(x).map(|(d, x)| f64::from(*d) * f64::from(*x)).sum();
+                    expected += y * y / 40.0;
+                }
+            }
+            assert!((found - expected).abs() <= 1e-5 * expected, "{rows} × {size}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn every_level_and_number_of_threads_gives_the_same_bits() {
+        let (tokens, size) = (290, 141);
+        let (x, difference) = (random(4, tokens * size), random(5, 70 * size));
+        let of = |isa| {
+            let mut gram = vec![0.0; size * size];
+            add_gram_in(isa, &x, size, &mut gram);
+            let hessian = mean(&gram, size, tokens as f64);
+            let form = quadratic_form_in(isa, &difference, size, &hessian);
+            (hessian.iter().map(|h| h.to_bits()).collect::<Vec<_>>(), form.to_bits())
+        };
+        let expected = of(Isa::Portable);
+        for isa in Isa::all() {
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert!(pool.install(|| of(isa)) == expected, "{isa:?} with {threads} threads");
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod feedback;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod rows_avx512;

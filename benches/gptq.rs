@@ -1,0 +1,42 @@
+//! GPTQ of one square layer whose Hessian is given: seconds a run, for `benches/peers/gptq.py`.
+//!
+//! Arguments: input and output features, number of runs. The pool has as many threads as `RAYON_NUM_THREADS` says.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use ndarray::Array2;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tersor::{Bits, Gptq, Granularity, Layer, LayerStats, Method, Needs, Precision};
+
+fn main() {
+    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let (size, runs) = (numbers.first().copied().unwrap_or(512), numbers.get(1).copied().unwrap_or(1));
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut uniform = |rows| Array2::from_shape_fn((rows, size), |_| random.random_range(-1.0..1.0f32));
+    let (weights, inputs) = (uniform(size), uniform(2 * size));
+    let mut stats = LayerStats::new(size, Needs::Hessian);
+    let begin = Instant::now();
+    for inputs in inputs.axis_chunks_iter(ndarray::Axis(0), 2048) {
+        stats.observe(inputs).expect("finite inputs");
+    }
+    assert!(stats.hessian().is_some());
+    println!("statistics of {} tokens: {:.3} s", 2 * size, begin.elapsed().as_secs_f64());
+
+    let shape = [size, size];
+    let values = weights.as_slice().expect("rows lie one after the other");
+    let layer = Layer { stats: Some(&stats), ..Layer::new(&shape, values, Precision::F32) };
+    let groups = Granularity::Group(NonZeroUsize::new(128).expect("not zero"));
+    let method = Gptq::int(Bits::new(4).expect("2 to 8 bits")).granularity(groups);
+    for _ in 0..runs {
+        let begin = Instant::now();
+        let outcome = method.compress(&layer).expect("a layer that can be quantized").outcome;
+        let seconds = begin.elapsed().as_secs_f64();
+        let outcome = outcome.expect("a calibrated method has an outcome");
+        println!(
+            "run: {seconds:.4} s, error {:.3e}, rounded {:.3e}",
+            outcome.method_error, outcome.rounding_error
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! Rounding column by column, where each column makes good what the rounding of earlier ones did to the output.
+//!
+//! With `H = U·Uᵀ` the error of an output is `‖Uᵀ(w − q)‖²`, whose `j`-th term holds no later column than `j`: it is least for the
+//! `q_j` that is nearest to `w_j + Σ_{i<j} U_ij (w_i − q_i) / U_jj`.
+
+use std::ops::Range;
+
+use super::portable::{clamp, e4m3, e4m3_value, with_precision};
+use super::{Codes, F8_E4M3_MAX, ROUND};
+use crate::dtype::Precision;
+use crate::kernels::level::multiversion;
+use crate::kernels::update::PANEL;
+
+/// Some neighbouring columns of 32 rows.
+pub(crate) struct Feedback<'a> {
+    pub(crate) codes: Codes,
+    /// What decoded values are rounded to.
+    pub(crate) precision: Precision,
+    /// `U`, `[size, size]`.
+    pub(crate) factor: &'a [f32],
+    pub(crate) size: usize,
+    /// Columns to round.
+    pub(crate) columns: Range<usize>,
+    /// `[columns][32]`.
+    pub(crate) weights: &'a [f32],
+    /// A bit for every row of every column; what is not kept becomes zero. Empty: all is kept.
+    pub(crate) kept: &'a [u32],
+    /// Scales and zero points of a column: index of 32 of them.
+    pub(crate) groups: &'a [usize],
+    pub(crate) scales: &'a [f32],
+    pub(crate) zero_points: &'a [f32],
+    /// `Σ U_ij (w_i − q_i)` over all earlier columns, `[columns and later ones][32]`: completed for the later ones.
+    pub(crate) sums: &'a mut [f32],
+    /// `[columns][32]`: integers in two's complement, or e4m3.
+    pub(crate) out: &'a mut [u8],
+    /// `w − q`, `[columns][32]`.
+    pub(crate) errors: &'a mut [f32],
+}
+
+multiversion! {
+    pub(crate) fn round_with_feedback(block: Feedback<'_>) = round_columns
+}
+
+multiversion! {
+    /// The values that columns would have if they were not rounded at all, but made good what happened to earlier ones.
+    ///
+    /// `weights` is `[columns][32]` and becomes that; `sums`, as in [`Feedback`], is used up.
+    pub(crate) fn expected_weights(
+        factor: &[f32], size: usize, columns: Range<usize>, weights: &mut [f32], sums: &mut [f32],
+    ) = expected
+}
+
+#[inline(always)]
+fn round_columns(block: Feedback<'_>) {
+    // constants for the loops over rows
+    with_precision!(block.precision, |p| match block.codes {
+        Codes::Int { bits, .. } => {
+            let half = (1i32 << (bits - 1)) as f32;
+            columns(block, |x, scale, zero_point| {
+                let rounded = clamp(x / scale + zero_point, -half, half - 1.0) + ROUND;
+                (rounded.to_bits() as u8, p.round((rounded - ROUND - zero_point) * scale))
+            });
+        }
+        Codes::F8E4M3 => columns(block, |x, scale, _| {
+            let code = e4m3(clamp(x / scale, -F8_E4M3_MAX, F8_E4M3_MAX) + 0.0);
+            (code, p.round(e4m3_value(code) * scale))
+        }),
+    });
+}
+
+#[inline(always)]
+fn columns(block: Feedback<'_>, round: impl Fn(f32, f32, f32) -> (u8, f32)) {
+    let Feedback {
+        factor, size, columns, weights, kept, groups, scales, zero_points, sums, out, errors, ..
+    } = block;
+    let mut sums = sums.as_chunks_mut::<PANEL>().0;
+    let (scales, zero_points) = (scales.as_chunks::<PANEL>().0, zero_points.as_chunks::<PANEL>().0);
+    let weights = weights.as_chunks::<PANEL>().0;
+    let out = out.as_chunks_mut::<PANEL>().0.iter_mut();
+    let errors = errors.as_chunks_mut::<PANEL>().0.iter_mut();
+    for (at, (out, errors)) in out.zip(errors).enumerate() {
+        let Some((now, later)) = sums.split_first_mut() else { return };
+        let row = &factor[(columns.start + at) * (size + 1)..];
+        let (scale, zero_point) = (&scales[groups[at]], &zero_points[groups[at]]);
+        let kept = kept.get(at).copied().unwrap_or(u32::MAX);
+        for r in 0..PANEL {
+            let w = weights[at][r];
+            let (code, value) = round(w + now[r] / row[0], scale[r], zero_point[r]);
+            let keep = kept >> r & 1 == 1;
+            out[r] = if keep { code } else { zero_point[r] as i8 as u8 };
+            errors[r] = w - if keep { value } else { 0.0 };
+        }
+        for (factor, later) in row[1..].iter().zip(later.iter_mut()) {
+            later.iter_mut().zip(&*errors).for_each(|(to, x)| *to = factor.mul_add(*x, *to));
+        }
+        sums = later;
+    }
+}
+
+#[inline(always)]
+fn expected(factor: &[f32], size: usize, columns: Range<usize>, weights: &mut [f32], sums: &mut [f32]) {
+    let mut sums = sums.as_chunks_mut::<PANEL>().0;
+    for (at, weights) in weights.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        let Some((now, later)) = sums.split_first_mut() else { return };
+        let row = &factor[(columns.start + at) * (size + 1)..];
+        for (weight, now) in weights.iter_mut().zip(now.iter_mut()) {
+            *now /= row[0];
+            *weight += *now;
+        }
+        for (factor, later) in row[1..].iter().zip(later.iter_mut()) {
+            later.iter_mut().zip(&*now).for_each(|(to, x)| *to = (-factor).mul_add(*x, *to));
+        }
+        sums = later;
+    }
+}
