@@ -42,9 +42,9 @@ pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, St
 pub use quantize::{
     ActivationObserver, Affine, CodeType, FloatCast, Histogram, Observer, Overflow, RoundToNearest,
 };
-pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
+pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
-    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM,
-    PackedWeight, Scales, WeightError,
+    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, InputForm, InputScales,
+    LayoutKind, Mask, NofM, PackedWeight, QuantizedInput, Scales, WeightError,
 };

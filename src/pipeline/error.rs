@@ -68,6 +68,20 @@ pub enum PipelineError {
         /// The name.
         name: String,
     },
+    /// Inputs are to be quantized by a scale that nobody found.
+    #[error(
+        "{}: the input of `{tensor}` needs {what}, which calibration finds; calibrate, or quantize inputs \
+         dynamically",
+        path.display()
+    )]
+    InputScales {
+        /// The source.
+        path: PathBuf,
+        /// The layer's weight.
+        tensor: String,
+        /// What is missing.
+        what: &'static str,
+    },
     /// The caller stopped the run.
     #[error("stopped; nothing was written")]
     Stopped,

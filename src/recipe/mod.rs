@@ -37,7 +37,9 @@
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
-//!   `mse` or `entropy`.
+//!   `mse` or `entropy`. With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
+//!   own scale, or `static`, with one scale that calibration finds by an `activation_observer` (as `observer`, with
+//!   `activation_percentile`); `activation_symmetric` is whether they have no zero points, as by default.
 
 mod error;
 mod pattern;
@@ -48,7 +50,7 @@ mod toml;
 pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};
-pub use step::{Action, LayoutChoice, Prune, Selection, Step};
+pub use step::{Action, InputQuantization, LayoutChoice, Prune, Selection, Step};
 
 use crate::checkpoint::TensorClass;
 
