@@ -7,7 +7,7 @@ use ndarray::ArrayView2;
 use serde_json::{Value, json};
 use tersor::{
     ActivationCodes, ActivationObserver, Activations, Checkpoint, Execution, InputForm, InputQuantization,
-    InputScales, Network, Observer, OutputFormat, Plan, Recipe, Stored, Tap,
+    InputScales, Network, Observer, OutputFormat, Plan, PresetOptions, Recipe, Stored, Tap,
 };
 
 use crate::common::{Folder, safetensors, stored as stored_tensor};
@@ -163,4 +163,36 @@ fn static_scales_must_be_given() {
     let asymmetric = InputScales::new(1.0, Some(3)).unwrap();
     let scales: Vec<_> = plan.static_inputs().map(|(entry, _)| (entry.name.clone(), asymmetric)).collect();
     assert!(run(plan.input_scales(scales)).contains("a scale without a zero point"));
+}
+
+#[test]
+fn recipes_ask_for_quantized_inputs() {
+    let inputs = |recipe: &Recipe| recipe.steps()[0].input_quantization();
+    let preset = |name: &str| inputs(&Recipe::preset(name, PresetOptions::default()).unwrap());
+    assert_eq!(preset("int8"), None);
+    assert_eq!(preset("w8a8"), Some(InputQuantization::Dynamic { symmetric: true }));
+    assert!(matches!(preset("w8a8-static"), Some(InputQuantization::Static { .. })));
+    let percentile = recipe("activations = 'static', activation_percentile = 99.9");
+    let observer = Observer::Percentile(99.9);
+    assert_eq!(inputs(&percentile), Some(InputQuantization::Static { symmetric: true, observer }));
+    for (wrong, words) in [
+        ("bits = 8, activations = 'sometimes'", ["`sometimes`", "static"]),
+        ("bits = 8, activation_symmetric = false", ["`activation_symmetric`", "`activations`"]),
+        (
+            "bits = 8, activations = 'dynamic', activation_observer = 'mse'",
+            ["`activation_observer`", "static"],
+        ),
+        ("type = 'f8_e4m3', activations = 'dynamic'", ["activations", "step 1"]),
+    ] {
+        let text = format!("[[step]]\nquantize = {{ {wrong} }}");
+        let error = Recipe::from_toml(&text).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    let float = Recipe::new().step(
+        tersor::Step::quantize(tersor::RoundToNearest::f8_e4m3())
+            .inputs(InputQuantization::Dynamic { symmetric: true }),
+    );
+    let source = Checkpoint::open(fixture("bert")).unwrap();
+    let error = Plan::new(&source, &float).unwrap_err().to_string();
+    assert!(error.contains("needs integer codes"), "{error}");
 }

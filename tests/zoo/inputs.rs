@@ -81,21 +81,16 @@ fn spearman(
 
 fn quantized_inputs(zoo: &Path, model: &str) -> Result<(), Failed> {
     let checkpoint = Checkpoint::open(zoo.join(model))?;
-    let percentile = Observer::Percentile;
-    for (activations, observer) in [
-        ("activations = 'dynamic'", Observer::MinMax),
-        ("activations = 'dynamic', activation_symmetric = false", Observer::MinMax),
-        ("activations = 'static'", Observer::MinMax),
-        ("activations = 'static', activation_symmetric = false", Observer::MinMax),
-        ("activations = 'static'", percentile(99.9)),
-        ("activations = 'static', activation_symmetric = false", percentile(99.9)),
-        ("activations = 'static'", percentile(99.99)),
-        ("activations = 'static', activation_symmetric = false", percentile(99.99)),
-        ("activations = 'static'", Observer::Mse),
-        ("activations = 'static', activation_symmetric = false", Observer::Mse),
+    // what comes out of GELU is hardly negative: codes without zero points waste half of themselves on it
+    for (activations, loss) in [
+        ("activations = 'dynamic'", 0.003),
+        ("activations = 'dynamic', activation_symmetric = false", 0.001),
+        ("activations = 'static', activation_symmetric = false", 0.004),
     ] {
-        let value = spearman(zoo, &checkpoint, activations, observer)?;
-        eprintln!("{activations} {observer:?}: {value:.6} ({:+.6})", value - DENSE);
+        let value = spearman(zoo, &checkpoint, activations, Observer::MinMax)?;
+        check(value >= DENSE - loss && value.to_bits() != DENSE.to_bits(), || {
+            format!("{activations}: {value}")
+        })?;
     }
-    check(true, String::new)
+    Ok(())
 }
