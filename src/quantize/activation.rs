@@ -86,7 +86,7 @@ impl ActivationObserver {
     pub fn static_input(&self, symmetric: bool, precision: Precision) -> Result<InputScales, MethodError> {
         const BITS: Bits = Bits::new(8).expect("2 ≤ 8 ≤ 8");
         let affine = self.affine(CodeType::Int { bits: BITS, symmetric }, precision)?;
-        let zero_point = (!symmetric).then_some(affine.zero_point as i8);
+        let zero_point = (!symmetric).then_some(affine.zero_point);
         Ok(InputScales::new(affine.scale, zero_point)?)
     }
 

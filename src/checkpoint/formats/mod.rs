@@ -147,7 +147,7 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
     }
     if let Some(InputForm::Static { symmetric }) = form.input() {
         let mut add = |part: &str, dtype| {
-            specs.push(TensorSpec { name: input_part(name, part), dtype, shape: vec![1] })
+            specs.push(TensorSpec { name: input_part(name, part), dtype, shape: vec![1] });
         };
         add("scale", precision_of(form.coding()).dtype());
         if !symmetric {
@@ -264,7 +264,9 @@ fn byte_codes(form: &Form, bits: Bits, codes: &PackedCodes) -> Vec<u8> {
         codes.unpack(row, 0, bytes);
     }
     // the way there is the way back: the offset is half of a byte's range
-    bytes.iter_mut().for_each(|code| *code = stored_code(bits, *code as i8));
+    for code in &mut bytes {
+        *code = stored_code(bits, *code as i8);
+    }
     bytes
 }
 
@@ -529,9 +531,10 @@ impl<'a> Parts<'a> {
         let (scale, name) = one("scale", &|dtype| FloatType::of(dtype).is_some())?;
         let mut value = [0.0];
         convert::widen(FloatType::of(scale.dtype).unwrap_or(FloatType::F32), scale.bytes, &mut value);
-        let zero_point = match symmetric {
-            true => None,
-            false => one("zero_point", &|dtype| dtype == DType::I8)?.0.bytes.first().map(|zero| *zero as i8),
+        let zero_point = if symmetric {
+            None
+        } else {
+            one("zero_point", &|dtype| dtype == DType::I8)?.0.bytes.first().map(|zero| *zero as i8)
         };
         let scales = InputScales::new(value[0], zero_point);
         scales.map(QuantizedInput::Static).map_err(CheckpointError::weight(scale.path, &name))

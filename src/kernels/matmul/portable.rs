@@ -137,7 +137,9 @@ fn float_chains<const CHAINS: usize>(tile: &mut FloatTile<'_, '_>) {
         for (codes, activations) in codes.zip(activations) {
             decode_block(tile.storage, codes, zeros, &mut weights);
             if tile.storage == Storage::F8 {
-                weights.iter_mut().for_each(|w| *w /= F8_UNIT);
+                for w in &mut weights {
+                    *w /= F8_UNIT;
+                }
             }
             let columns = weights.chunks_exact(PANEL).zip(activations.chunks_exact(tile.rows));
             for (column, (weights, activations)) in columns.enumerate() {
