@@ -148,6 +148,8 @@ fn input_arguments(input: InputForm) -> Value {
 
 /// How `input_activations` quantize the input of a layer; `None` for what tersor does not know.
 fn read_input(arguments: &Value) -> Option<InputForm> {
+    // `null` is no quantization, and lacks every key
+    let arguments = arguments.as_object()?;
     let given = |key: &str| arguments.get(key).filter(|v| !v.is_null());
     let is = |key: &str, value: &str| given(key).is_none_or(|v| v == value);
     let symmetric = given("symmetric").map_or(Some(true), Value::as_bool)?;
