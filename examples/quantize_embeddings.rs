@@ -109,7 +109,7 @@ fn scores(
     activations: Activations,
     task: &Similarity,
 ) -> Result<Vec<Score>, Box<dyn Error>> {
-    let network = Network::open(checkpoint, Execution { activations })?;
+    let network = Network::open(checkpoint, Execution::from(activations))?;
     let mut scores = task.score(&network)?;
     scores.extend(Latency { batch: 16, length: 32, ..Latency::default() }.score(&network)?);
     // what is measured next is not to count it

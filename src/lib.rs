@@ -47,9 +47,9 @@ pub use quantize::{
     Histogram, Hqq, HqqOptions, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing, awq_scales,
     bias_correction, hqq_zero_point, smooth_scales,
 };
-pub use recipe::{OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
+pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
-    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, LayoutKind, Mask, NofM,
-    PackedWeight, Scales, WeightError,
+    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, InputForm, InputScales,
+    LayoutKind, Mask, NofM, PackedWeight, QuantizedInput, Scales, WeightError,
 };

@@ -12,8 +12,8 @@ use ndarray::{Array2, ArrayView2};
 use tersor::pipeline::{BlockInputs, Calibration, Progress};
 use tersor::recipe::{Rounding, Transform};
 use tersor::{
-    Bits, Checkpoint, CpuLevel, Decoder, Execution, Granularity, Gptq, LanguageModel, Needs, PipelineError, Plan,
-    PresetOptions, Recipe, Run, Samples, Step, one_line,
+    Bits, Checkpoint, CpuLevel, Decoder, Execution, Gptq, Granularity, LanguageModel, Needs, PipelineError,
+    Plan, PresetOptions, Recipe, Run, Samples, Step, one_line,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -79,7 +79,8 @@ fn reported_errors_are_those_of_the_layers_outputs() {
     let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
     let vocab = model.vocab_size();
     for s in 0..12 {
-        let tokens: Vec<u32> = (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
+        let tokens: Vec<u32> =
+            (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
         let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
             for layer in layers {
                 let rows = inputs.entry((*layer).to_owned()).or_default();
@@ -92,12 +93,14 @@ fn reported_errors_are_those_of_the_layers_outputs() {
     let first = run.layers.iter().filter(|layer| layer.name.contains("layers.0."));
     let mut seen = 0;
     for layer in first {
-        let (before, after) = (checkpoint.dense(&layer.name).unwrap(), compressed.dense(&layer.name).unwrap());
+        let (before, after) =
+            (checkpoint.dense(&layer.name).unwrap(), compressed.dense(&layer.name).unwrap());
         let x = &inputs[layer.name.strip_suffix(".weight").unwrap()];
         let (mut error, mut total) = (0.0, 0.0);
         for x in x {
             for (w, q) in before.chunks(x.len()).zip(after.chunks(x.len())) {
-                let dot = |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+                let dot =
+                    |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
                 let (y, z) = (dot(w), dot(q));
                 error += (y - z) * (y - z);
                 total += y * y;
@@ -105,7 +108,12 @@ fn reported_errors_are_those_of_the_layers_outputs() {
         }
         let outcome = layer.outcome.as_ref().unwrap();
         let reported = if outcome.kept_rounding { outcome.rounding_error } else { outcome.method_error };
-        assert!((error / total - reported).abs() <= 1e-3 * reported, "{}: {} {reported}", layer.name, error / total);
+        assert!(
+            (error / total - reported).abs() <= 1e-3 * reported,
+            "{}: {} {reported}",
+            layer.name,
+            error / total
+        );
         seen += 1;
     }
     assert_eq!(seen, 7);
@@ -165,7 +173,10 @@ fn bytes_depend_on_neither_threads_nor_instructions() {
                 pool.install(|| run(&checkpoint, &recipe, &output));
                 before.set_current().unwrap();
                 let written = files(&output);
-                assert!(first.get_or_insert_with(|| written.clone()) == &written, "{name}: {threads} threads, {level}");
+                assert!(
+                    first.get_or_insert_with(|| written.clone()) == &written,
+                    "{name}: {threads} threads, {level}"
+                );
             }
         }
     }
@@ -223,10 +234,7 @@ fn the_blocks_of_another_run_are_refused() {
     // the same recipe on other inputs is another run, too
     let plan = Plan::new(&checkpoint, &first).unwrap();
     let dense = Calibration::new(&samples).inputs(BlockInputs::Dense);
-    assert!(matches!(
-        plan.run_calibrated(&output, dense, &mut go),
-        Err(PipelineError::Unfinished { .. })
-    ));
+    assert!(matches!(plan.run_calibrated(&output, dense, &mut go), Err(PipelineError::Unfinished { .. })));
     plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
 }
 
@@ -285,15 +293,17 @@ fn networks_of_layers_are_calibrated_too() {
     for (name, group) in [("fashion-mlp", 64), ("fashion-lenet", 25)] {
         let checkpoint = Checkpoint::open(fixture(name)).unwrap();
         let folder = Folder::new();
-        let samples =
-            Samples::features(Array2::from_shape_fn((80, 784), |(i, j)| ((i * 31 + j * 17) % 97) as f32 / 97.0));
+        let samples = Samples::features(Array2::from_shape_fn((80, 784), |(i, j)| {
+            ((i * 31 + j * 17) % 97) as f32 / 97.0
+        }));
         let samples = samples.unwrap();
         let rounding = Rounding::from_name("gptq").unwrap();
         let options =
             PresetOptions { rounding, group_size: group.try_into().ok(), ..PresetOptions::default() };
         let recipe = Recipe::preset("int4", options).unwrap();
         let plan = Plan::new(&checkpoint, &recipe).unwrap();
-        let run = plan.run_calibrated(folder.path().join("out"), Calibration::new(&samples), &mut go).unwrap();
+        let run =
+            plan.run_calibrated(folder.path().join("out"), Calibration::new(&samples), &mut go).unwrap();
         for layer in &run.layers {
             let outcome = layer.outcome.as_ref().unwrap();
             assert!(outcome.method_error < outcome.rounding_error, "{name} {}: {outcome:?}", layer.name);
@@ -322,8 +332,8 @@ fn what_cannot_be_calibrated_is_refused() {
     let line = refused(&plain, &Samples::features(Array2::zeros((2, 8))).unwrap());
     assert!(line.contains("takes tokens, not 8 features"), "{line}");
 
-    let embedding = Step::quantize(gptq().granularity(Granularity::Channel))
-        .classes([tersor::TensorClass::Embedding]);
+    let embedding =
+        Step::quantize(gptq().granularity(Granularity::Channel)).classes([tersor::TensorClass::Embedding]);
     let line = refused(&Recipe::new().step(embedding), &samples(&checkpoint));
     assert!(line.contains("embed_tokens.weight") && line.contains("none of the network's blocks"), "{line}");
 
@@ -337,5 +347,8 @@ fn what_cannot_be_calibrated_is_refused() {
     assert!(one_line(&Samples::tokens(vec![]).unwrap_err()).contains("no samples"));
     assert!(one_line(&Samples::tokens(vec![vec![1], vec![]]).unwrap_err()).contains("sample 1"));
     let nan = Array2::from_shape_fn((2, 3), |(i, j)| if i == 1 && j == 2 { f32::NAN } else { 0.0 });
-    assert!(one_line(&Samples::features(nan).unwrap_err()).contains("sample 1 (counted from 0) is NaN at feature 2"));
+    assert!(
+        one_line(&Samples::features(nan).unwrap_err())
+            .contains("sample 1 (counted from 0) is NaN at feature 2")
+    );
 }

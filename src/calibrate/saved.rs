@@ -30,7 +30,8 @@ impl Saved {
         fs::create_dir_all(folder).map_err(CheckpointError::io(folder, "create"))?;
         let mine = serde_json::json!({ "tersor": env!("CARGO_PKG_VERSION"), "fingerprint": fingerprint });
         match read_regular(&folder.join(STATE)) {
-            Ok(bytes) if serde_json::from_slice::<serde_json::Value>(&bytes).ok().as_ref() == Some(&mine) => {}
+            Ok(bytes) if serde_json::from_slice::<serde_json::Value>(&bytes).ok().as_ref() == Some(&mine) => {
+            }
             Ok(_) => {
                 let reason = "holds statistics of another model, other samples or another rotation; choose another folder";
                 return Err(bad(reason.into()));
@@ -76,7 +77,8 @@ impl Saved {
                 gram: wide("gram")?,
             };
             let stats = LayerStats::from_parts(parts);
-            group.stats = Some(stats.ok_or_else(|| bad(format!("the parts of `{first}` do not fit each other")))?);
+            group.stats =
+                Some(stats.ok_or_else(|| bad(format!("the parts of `{first}` do not fit each other")))?);
         }
         Ok(())
     }

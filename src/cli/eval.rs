@@ -20,8 +20,9 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
         "model_type": network.model_type(),
         "file_bytes": checkpoint.file_bytes(),
         "activations": match execution.activations {
-            Activations::Float => "float",
-            Activations::Int8(_) => "int8",
+            None => "stored",
+            Some(Activations::Float) => "float",
+            Some(Activations::Int8(_)) => "int8",
         },
         "data": args.task.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "threads": rayon::current_num_threads(),

@@ -77,6 +77,8 @@ enum TaskName {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum ActivationChoice {
+    /// As the model says
+    Stored,
     /// As they are
     Float,
     /// Rounded to 8 bits, every token with its own scale
@@ -86,8 +88,9 @@ pub(super) enum ActivationChoice {
 impl ActivationChoice {
     pub(super) fn execution(choice: Option<Self>) -> Execution {
         let activations = match choice {
-            None | Some(Self::Float) => Activations::Float,
-            Some(Self::Int8) => Activations::Int8(ActivationCodes::PerToken),
+            None | Some(Self::Stored) => None,
+            Some(Self::Float) => Some(Activations::Float),
+            Some(Self::Int8) => Some(Activations::Int8(ActivationCodes::PerToken)),
         };
         Execution { activations }
     }

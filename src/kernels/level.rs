@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// The environment variable that lowers the level.
 const VARIABLE: &str = "TERSOR_CPU";
 
-/// A set of instructions that every kernel has a version for. Results that are stored, and integers, are the same at
-/// every level; sums of floats differ by their order only.
+/// A set of instructions that every kernel has a version for. Results are the same bits at every level. Products of floats are
+/// fused multiply-adds, which the processor may lack at the lowest level: it is slow then.
 ///
 /// ```
 /// use tersor::CpuLevel;

@@ -64,7 +64,6 @@ impl<'a> Blockwise<'a> {
         }
     }
 
-
     /// Puts tensors in the place of a block's.
     ///
     /// # Errors

@@ -60,24 +60,26 @@ pub trait Classifier: Send + Sync {
 }
 
 /// How a network is run.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Execution {
-    /// How activations enter the products with integer weights; other weights always take floats.
-    pub activations: Activations,
+    /// How activations enter the products with integer weights; `None`: as each layer's checkpoint says, and as they are
+    /// where it says nothing. Other weights always take floats.
+    pub activations: Option<Activations>,
 }
 
-impl Default for Execution {
-    /// Activations as they are.
-    fn default() -> Self {
-        Self { activations: Activations::Float }
+impl From<Activations> for Execution {
+    fn from(activations: Activations) -> Self {
+        Self { activations: Some(activations) }
     }
 }
 
 impl Execution {
-    /// A weight as its products want it: integer codes meet activations as asked for, all else meets floats.
+    /// A weight as its products want it: integer codes meet activations as asked for or as stored, all else meets floats.
     pub(super) fn packed(self, weight: &CompressedWeight) -> Result<PackedWeight, WeightError> {
         let activations = match weight.form().coding() {
-            Coding::Int { .. } => self.activations,
+            Coding::Int { .. } => self.activations.unwrap_or_else(|| {
+                weight.input().map_or(Activations::Float, |input| Activations::Int8(input.codes()))
+            }),
             _ => Activations::Float,
         };
         PackedWeight::new(weight, activations)

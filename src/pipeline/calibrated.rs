@@ -217,8 +217,13 @@ impl Plan<'_> {
                     finished
                 }
                 None => {
-                    let (weights, reports) =
-                        self.calibrate_block(&mut model, block, tensors, &mut store, (calibration, saved.as_ref()))?;
+                    let (weights, reports) = self.calibrate_block(
+                        &mut model,
+                        block,
+                        tensors,
+                        &mut store,
+                        (calibration, saved.as_ref()),
+                    )?;
                     unfinished.write_block(block, &weights, &reports)?
                 }
             };

@@ -54,7 +54,7 @@ pub(super) fn plan_config(
     }
     let theirs = config.as_ref().and_then(|c| c.get("quantization_config"));
     if let Some(theirs) = theirs.filter(|q| foreign_is_ours(Some(q)))
-        && let beyond = compressed_tensors::beyond_weights(theirs)
+        && let beyond = compressed_tensors::beyond_weights(theirs, keeps_inputs(tensors))
         && !beyond.is_empty()
     {
         let reason = format!(
@@ -79,6 +79,19 @@ pub(super) fn plan_config(
         }
     }
     Ok(config)
+}
+
+/// Whether layers' inputs are quantized, and stay so.
+fn keeps_inputs(tensors: &[PlannedTensor<'_>]) -> bool {
+    let mut inputs = tensors.iter().filter_map(|t| match &t.entry.stored {
+        Stored::Compressed(before) => Some((before.input()?, t.form().and_then(Form::input))),
+        Stored::Plain(_) => None,
+    });
+    let mut any = false;
+    inputs.all(|(before, after)| {
+        any = true;
+        after == Some(before)
+    }) && any
 }
 
 fn foreign_is_ours(quantization: Option<&Value>) -> bool {

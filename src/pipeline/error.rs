@@ -84,7 +84,8 @@ pub enum PipelineError {
     },
     /// A tensor whose input calibration does not see.
     #[error(
-        "{}: tensor `{tensor}`: {method} needs to see what goes into the layer, but it is in none of the network's blocks;          ignore this tensor, or quantize it with a method that needs no calibration",
+        "{}: tensor `{tensor}`: {method} needs to see what goes into the layer, but it is in none of the network's blocks; \
+         ignore this tensor, or quantize it with a method that needs no calibration",
         path.display()
     )]
     NotSeen {
@@ -129,6 +130,20 @@ pub enum PipelineError {
         path: PathBuf,
         /// What is wrong, and what to do.
         reason: String,
+    },
+    /// Inputs are to be quantized by a scale that nobody found.
+    #[error(
+        "{}: the input of `{tensor}` needs {what}, which calibration finds; calibrate, or quantize inputs \
+         dynamically",
+        path.display()
+    )]
+    InputScales {
+        /// The source.
+        path: PathBuf,
+        /// The layer's weight.
+        tensor: String,
+        /// What is missing.
+        what: &'static str,
     },
     /// The caller stopped the run.
     #[error("stopped; nothing was written")]

@@ -15,9 +15,11 @@ use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, Tens
 use crate::dtype::Precision;
 use crate::layer::Method;
 use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
-use crate::recipe::{Action, Decision, LayoutChoice, OutputFormat, Prune, Recipe, Selection};
+use crate::recipe::{
+    Action, Decision, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, Selection,
+};
 use crate::transform::AddedTensor;
-use crate::weight::{Coding, Form, Granularity, LayoutKind};
+use crate::weight::{Coding, Form, Granularity, InputScales, LayoutKind};
 
 /// What happens to one tensor of the model.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct Job<'a> {
     pub(super) mask: MaskPlan,
     prune: Option<&'a Prune>,
     pub(super) quantize: Option<&'a dyn Method>,
+    pub(super) inputs: Option<InputQuantization>,
     pub(super) form: Form,
     pub(super) precision: Precision,
 }
@@ -145,6 +148,7 @@ pub struct Plan<'a> {
     pub(super) companions: Companions,
     pub(super) transforms: Transforms,
     block_bytes: usize,
+    pub(super) input_scales: BTreeMap<String, InputScales>,
 }
 
 impl<'a> Plan<'a> {
@@ -180,7 +184,35 @@ impl<'a> Plan<'a> {
         }
         let companions = checkpoint.companions()?;
         let block_bytes = stream::BLOCK_BYTES;
-        Ok(Self { checkpoint, format, tensors, files, config, companions, transforms, block_bytes })
+        let input_scales = BTreeMap::new();
+        Ok(Self {
+            checkpoint,
+            format,
+            tensors,
+            files,
+            config,
+            companions,
+            transforms,
+            block_bytes,
+            input_scales,
+        })
+    }
+
+    /// The weights whose layers' inputs get a static scale, and how it is to be found.
+    pub fn static_inputs(&self) -> impl Iterator<Item = (&Entry, InputQuantization)> {
+        self.tensors.iter().filter_map(|tensor| match &tensor.action {
+            PlannedAction::Compress(Job {
+                inputs: Some(inputs @ InputQuantization::Static { .. }), ..
+            }) => Some((&*tensor.entry, *inputs)),
+            _ => None,
+        })
+    }
+
+    /// Gives the scales of layers' inputs, by the names of their weights; a run needs those of all [`Plan::static_inputs`].
+    #[must_use]
+    pub fn input_scales(mut self, scales: impl IntoIterator<Item = (String, InputScales)>) -> Self {
+        self.input_scales.extend(scales);
+        self
     }
 
     /// The output format.
@@ -396,8 +428,10 @@ fn plan_tensor<'a>(
         return keep(format!("{} already", entry.describe()));
     }
     let [rows, cols] = [entry.shape.first().copied().unwrap_or(1), entry.shape.iter().skip(1).product()];
+    let inputs = quantize.and_then(|(step, _)| recipe.steps()[step].input_quantization());
     let form_of = |layout, kept| {
         Form::new(&entry.shape, layout, coding, kept)
+            .and_then(|form| form.with_input(inputs.map(InputQuantization::form)))
             .map_err(PipelineError::weight(checkpoint.path(), &entry.name))
     };
     let prune = prune.map(|(_, prune)| prune);
@@ -484,7 +518,7 @@ fn plan_tensor<'a>(
     }
     let specs = formats::specs(&entry.name, &form);
     let quantize = quantize.map(|(_, method)| method);
-    let action = PlannedAction::Compress(Job { mask, prune, quantize, form, precision });
+    let action = PlannedAction::Compress(Job { mask, prune, quantize, inputs, form, precision });
     Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
 }
 

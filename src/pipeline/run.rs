@@ -19,7 +19,8 @@ use crate::kernels::compare::Sums;
 use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 use crate::quantize::FloatCast;
-use crate::weight::LayoutKind;
+use crate::recipe::InputQuantization;
+use crate::weight::{LayoutKind, QuantizedInput};
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
 const SMALL_FILES: u64 = 1 << 16;
@@ -252,12 +253,43 @@ impl Plan<'_> {
                 Layer { values: &pruned, mask: Some(mask), ..layer }
             }
         };
-        let compressed = match job.quantize {
+        let input = self.input(tensor, job)?;
+        let mut compressed = match job.quantize {
             Some(method) => method.compress(&layer),
             // only pruned: the kept values stay as they are
             None => FloatCast::to(job.precision).compress(&layer),
+        }?;
+        if let Some(input) = input {
+            compressed.weight = compressed.weight.with_input(input).map_err(MethodError::from)?;
+        }
+        Ok(compressed)
+    }
+
+    /// How the input of a layer is quantized.
+    fn input(
+        &self,
+        tensor: &PlannedTensor<'_>,
+        job: &Job<'_>,
+    ) -> Result<Option<QuantizedInput>, PipelineError> {
+        let (symmetric, scales) = match job.inputs {
+            None => return Ok(None),
+            Some(InputQuantization::Dynamic { symmetric }) => {
+                return Ok(Some(QuantizedInput::Dynamic { symmetric }));
+            }
+            Some(InputQuantization::Static { symmetric, .. }) => {
+                (symmetric, self.input_scales.get(tensor.name()))
+            }
         };
-        Ok(compressed?)
+        match scales {
+            Some(scales) if scales.zero_point().is_none() == symmetric => {
+                Ok(Some(QuantizedInput::Static(*scales)))
+            }
+            _ => Err(PipelineError::InputScales {
+                path: self.source().to_path_buf(),
+                tensor: tensor.name().to_owned(),
+                what: if symmetric { "a scale without a zero point" } else { "a scale and a zero point" },
+            }),
+        }
     }
 
     /// The index of a sharded output.

@@ -5,6 +5,7 @@ use super::round::CodeType;
 use crate::dtype::Precision;
 use crate::error::NonFinite;
 use crate::layer::MethodError;
+use crate::weight::{Bits, InputScales};
 
 /// Watches activations stream by and finds the range that static activation quantization needs, in constant memory.
 ///
@@ -76,6 +77,17 @@ impl ActivationObserver {
             }),
             Observer::Entropy => Ok(seen.entropy_range(codes.magnitude_levels()).unwrap_or(full)),
         }
+    }
+
+    /// What static quantization to 8 bits makes of a layer's input that was like what has been seen.
+    ///
+    /// # Errors
+    /// When the range overflows the precision, or the scale vanishes in it.
+    pub fn static_input(&self, symmetric: bool, precision: Precision) -> Result<InputScales, MethodError> {
+        const BITS: Bits = Bits::new(8).expect("2 ≤ 8 ≤ 8");
+        let affine = self.affine(CodeType::Int { bits: BITS, symmetric }, precision)?;
+        let zero_point = (!symmetric).then_some(affine.zero_point);
+        Ok(InputScales::new(affine.scale, zero_point)?)
     }
 
     /// Scale and zero point for what has been seen.

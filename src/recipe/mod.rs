@@ -39,6 +39,9 @@
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
 //!   `mse` or `entropy`. Integers have a `method`: `nearest` (the default), `gptq` with `act_order` and `damping`, `clip`, `hqq`,
 //!   or `autoround` with `iterations`; all but the first and `hqq` need [calibration](crate::Calibration).
+//!   `mse` or `entropy`. With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
+//!   own scale, or `static`, with one scale that calibration finds by an `activation_observer` (as `observer`, with
+//!   `activation_percentile`); `activation_symmetric` is whether they have no zero points, as by default.
 //! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
 //!   `smooth=search` or `awq`.
 
@@ -54,7 +57,7 @@ pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};
 pub use rounding::Rounding;
-pub use step::{Action, LayoutChoice, Prune, Selection, Step};
+pub use step::{Action, InputQuantization, LayoutChoice, Prune, Selection, Step};
 pub use transform::Transform;
 
 use crate::checkpoint::TensorClass;

@@ -1,6 +1,8 @@
 use std::num::NonZeroUsize;
 
-use super::{OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Selection, Step};
+use super::{
+    InputQuantization, OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Selection, Step,
+};
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::prune::{Magnitude, Sparsity};
@@ -14,11 +16,13 @@ const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 const USUAL_IGNORE: [&str; 5] = ["*lm_head", "*embed_out", "*.gate", "*.shared_expert_gate", "*.router"];
 
 /// Presets by name, and what they do.
-const PRESETS: [(&str, &str); 13] = [
+const PRESETS: [(&str, &str); 15] = [
     ("fp16", "every float tensor to f16"),
     ("bf16", "every float tensor to bf16"),
     ("fp8", "e4m3 codes, one scale a channel"),
     ("int8", "8-bit integers, one scale a channel"),
+    ("w8a8", "8-bit integers, one scale a channel; inputs too, one scale a token"),
+    ("w8a8-static", "the same, with one scale for all inputs of a layer, from calibration"),
     ("int7", "7-bit integers, groups of 128"),
     ("int6", "6-bit integers, groups of 128"),
     ("int5", "5-bit integers, groups of 128"),
@@ -78,7 +82,9 @@ impl Recipe {
                 quantizes += 1;
                 let cast = FloatCast::to(precision).overflow(options.overflow);
                 (Step::quantize(cast).classes(TensorClass::ALL), true)
-            } else if let Some(codes) = codes(name) {
+            } else if let Some((codes, inputs)) =
+                inputs(name).or_else(|| codes(name).map(|codes| (codes, None)))
+            {
                 quantizes += 1;
                 let granularity = match (codes, options.group_size) {
                     (_, Some(size)) => Granularity::Group(size),
@@ -87,7 +93,7 @@ impl Recipe {
                 };
                 grouped = true;
                 let step = options.rounding.step(name, codes, granularity, Observer::MinMax)?;
-                (step, false)
+                (if let Some(inputs) = inputs { step.inputs(inputs) } else { step }, false)
             } else {
                 return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
             };
@@ -135,6 +141,16 @@ fn codes(name: &str) -> Option<CodeType> {
     let digits = name.strip_prefix("int")?;
     let (digits, symmetric) = digits.strip_suffix("-asym").map_or((digits, true), |d| (d, false));
     Some(CodeType::Int { bits: Bits::new(digits.parse().ok()?)?, symmetric })
+}
+
+/// Presets that quantize inputs too.
+fn inputs(name: &str) -> Option<(CodeType, Option<InputQuantization>)> {
+    let inputs = match name {
+        "w8a8" => InputQuantization::Dynamic { symmetric: true },
+        "w8a8-static" => InputQuantization::Static { symmetric: false, observer: Observer::MinMax },
+        _ => return None,
+    };
+    Some((CodeType::Int { bits: Bits::new(8)?, symmetric: true }, Some(inputs)))
 }
 
 fn pruning(name: &str) -> Result<Option<Prune>, RecipeError> {

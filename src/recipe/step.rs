@@ -4,7 +4,8 @@ use super::{Pattern, RecipeError};
 use crate::checkpoint::TensorClass;
 use crate::layer::Method;
 use crate::prune::{Magnitude, Sparsity, Structured};
-use crate::weight::LayoutKind;
+use crate::quantize::Observer;
+use crate::weight::{InputForm, LayoutKind};
 
 /// How pruned weights are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +74,33 @@ pub enum Action {
     Quantize(Arc<dyn Method>),
 }
 
+/// How a quantizing step has the inputs of its layers rounded to 8 bits while the network runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum InputQuantization {
+    /// Every token has its own scale, found while the network runs.
+    Dynamic {
+        /// Whether zero points are 0.
+        symmetric: bool,
+    },
+    /// All inputs of a layer share one scale, which calibration finds.
+    Static {
+        /// Whether the zero point is 0.
+        symmetric: bool,
+        /// What finds the range that the codes span.
+        observer: Observer,
+    },
+}
+
+impl InputQuantization {
+    /// What becomes of a layer's input.
+    pub fn form(self) -> InputForm {
+        match self {
+            Self::Dynamic { symmetric } => InputForm::Dynamic { symmetric },
+            Self::Static { symmetric, .. } => InputForm::Static { symmetric },
+        }
+    }
+}
+
 /// One step of a recipe: what to do, and to which tensors.
 ///
 /// Without further choice a step names every linear and convolution weight.
@@ -81,6 +109,7 @@ pub struct Step {
     action: Action,
     classes: Vec<TensorClass>,
     names: Vec<Pattern>,
+    inputs: Option<InputQuantization>,
     /// Whether the recipe's usual exceptions hold for it.
     spares_usual: bool,
 }
@@ -105,6 +134,7 @@ impl Step {
             action,
             classes: vec![TensorClass::Linear, TensorClass::Conv],
             names: Vec::new(),
+            inputs: None,
             spares_usual: false,
         }
     }
@@ -123,6 +153,17 @@ impl Step {
     pub fn names<'a>(mut self, patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, RecipeError> {
         self.names = patterns.into_iter().map(Pattern::new).collect::<Result<_, _>>()?;
         Ok(self)
+    }
+
+    /// Has the inputs of the layers, whose weights it quantizes to integers, quantized too.
+    #[must_use]
+    pub fn inputs(self, inputs: InputQuantization) -> Self {
+        Self { inputs: Some(inputs), ..self }
+    }
+
+    /// How the inputs of the layers are quantized; `None`: they are not.
+    pub fn input_quantization(&self) -> Option<InputQuantization> {
+        self.inputs
     }
 
     /// Leaves alone what presets leave alone.

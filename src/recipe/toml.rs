@@ -6,7 +6,8 @@ use toml::{Table, Value};
 
 use super::preset::n_of_m;
 use super::{
-    Action, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Rounding, Selection, Step, Transform,
+    Action, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Rounding, Selection,
+    Step, Transform,
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
@@ -169,7 +170,7 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    const CODES: [&str; 13] = [
+    const CODES: [&str; 17] = [
         "type",
         "bits",
         "symmetric",
@@ -183,6 +184,10 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         "act_order",
         "damping",
         "iterations",
+        "activations",
+        "activation_symmetric",
+        "activation_observer",
+        "activation_percentile",
     ];
     fields.only(&CODES)?;
     let kind = fields.string("type")?.unwrap_or("int");
@@ -216,7 +221,12 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
     if fields.table.contains_key("overflow") {
         return Err(RecipeError::value(fields.key("overflow"), "belongs to types f16 and bf16"));
     }
-    read_rounding(fields)?.step(&fields.place, codes, read_granularity(fields)?, read_observer(fields)?)
+    let observer = read_observer(fields, "observer", "percentile")?;
+    let step = read_rounding(fields)?.step(&fields.place, codes, read_granularity(fields)?, observer)?;
+    Ok(match read_inputs(fields)? {
+        Some(inputs) => step.inputs(inputs),
+        None => step,
+    })
 }
 
 fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
@@ -245,6 +255,29 @@ fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
         }
         _ if iterations.is_some() => belongs("iterations", "autoround"),
         rounding => Ok(rounding),
+    }
+}
+
+fn read_inputs(fields: &Fields<'_>) -> Result<Option<InputQuantization>, RecipeError> {
+    const SYMMETRIC: &str = "activation_symmetric";
+    const OBSERVER: &str = "activation_observer";
+    const PERCENTILE: &str = "activation_percentile";
+    let only_with = |keys: &[&str], kind: &str| match keys.iter().find(|k| fields.table.contains_key(**k)) {
+        Some(key) => Err(RecipeError::value(fields.key(key), format!("belongs to {kind}"))),
+        None => Ok(()),
+    };
+    let symmetric = fields.boolean(SYMMETRIC)?.unwrap_or(true);
+    match fields.string("activations")? {
+        None => only_with(&[SYMMETRIC, OBSERVER, PERCENTILE], "`activations`").map(|()| None),
+        Some("dynamic") => {
+            only_with(&[OBSERVER, PERCENTILE], "activations = \"static\"")?;
+            Ok(Some(InputQuantization::Dynamic { symmetric }))
+        }
+        Some("static") => {
+            let observer = read_observer(fields, OBSERVER, PERCENTILE)?;
+            Ok(Some(InputQuantization::Static { symmetric, observer }))
+        }
+        Some(name) => Err(RecipeError::unknown_name("activations", name, &["dynamic", "static"])),
     }
 }
 
@@ -283,22 +316,22 @@ fn read_granularity(fields: &Fields<'_>) -> Result<Granularity, RecipeError> {
     }
 }
 
-fn read_observer(fields: &Fields<'_>) -> Result<Observer, RecipeError> {
-    let percentile = fields.number("percentile")?;
-    let observer = match fields.string("observer")? {
+fn read_observer(fields: &Fields<'_>, key: &str, percentile_key: &str) -> Result<Observer, RecipeError> {
+    let percentile = fields.number(percentile_key)?;
+    let observer = match fields.string(key)? {
         None if percentile.is_some() => Observer::Percentile(percentile.unwrap_or_default()),
         None | Some("min_max") => Observer::MinMax,
         Some("abs_max") => Observer::AbsMax,
         Some("mse") => Observer::Mse,
         Some("entropy") => Observer::Entropy,
-        Some("percentile") => Observer::Percentile(fields.required("percentile", percentile)?),
+        Some("percentile") => Observer::Percentile(fields.required(percentile_key, percentile)?),
         Some(name) => {
             let valid = ["min_max", "abs_max", "percentile", "mse", "entropy"];
             return Err(RecipeError::unknown_name("observer", name, &valid));
         }
     };
     if percentile.is_some() && !matches!(observer, Observer::Percentile(_)) {
-        return Err(RecipeError::value(fields.key("percentile"), "belongs to the observer `percentile`"));
+        return Err(RecipeError::value(fields.key(percentile_key), "belongs to the observer `percentile`"));
     }
     observer.check()?;
     Ok(observer)

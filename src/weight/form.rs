@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use rayon::prelude::*;
 
-use super::WeightError;
+use super::{InputForm, WeightError};
 use crate::dtype::Precision;
 use crate::kernels::pack::words_for;
 
@@ -266,6 +266,7 @@ pub struct Form {
     layout: LayoutKind,
     coding: Coding,
     kept: usize,
+    input: Option<InputForm>,
 }
 
 impl Form {
@@ -295,7 +296,7 @@ impl Form {
             LayoutKind::Bitmask | LayoutKind::CompressedRows => kept.min(rows * cols),
         };
         WeightError::check_len("kept values", holds, kept)?;
-        let form = Self { shape: shape.to_vec(), layout, coding, kept };
+        let form = Self { shape: shape.to_vec(), layout, coding, kept, input: None };
         let (elements, bytes) = (rows * cols, form.bytes().total());
         if layout != LayoutKind::Dense
             && elements > HOLLOW_ELEMENTS
@@ -304,6 +305,30 @@ impl Form {
             return Err(WeightError::Hollow { shape: form.shape, elements, bytes });
         }
         Ok(form)
+    }
+
+    /// Says how the layer's input is quantized.
+    ///
+    /// # Errors
+    /// When it is, and the weight is not of integers.
+    pub fn with_input(self, input: Option<InputForm>) -> Result<Self, WeightError> {
+        if let (Some(input), Coding::Float(_) | Coding::F8E4M3 { .. }) = (input, self.coding) {
+            let reason = format!("{input} needs integer codes, and this weight holds {self}");
+            return Err(WeightError::Unsupported { reason });
+        }
+        Ok(Self { input, ..self })
+    }
+
+    /// How the layer's input is quantized; `None`: it is not.
+    pub fn input(&self) -> Option<InputForm> {
+        self.input
+    }
+
+    /// Whether every code is stored in a byte of its own, as weights are whose layer's input is of bytes too.
+    pub(crate) fn is_bytes(&self) -> bool {
+        self.input.is_some()
+            && self.layout == LayoutKind::Dense
+            && matches!(self.coding, Coding::Int { bits: Bits(8), .. })
     }
 
     /// Shape of the tensor.
@@ -355,17 +380,18 @@ impl Form {
         let positions = self.layout.position_bytes(rows, cols, self.kept);
         let grid = self.grid();
         let scale_count = grid.map_or(0, |g| g.len());
-        let (values, scales, zero_points) = match self.coding {
+        let (values, mut scales, mut zero_points) = match self.coding {
             Coding::Float(precision) => (self.kept * precision.size(), 0, 0),
             Coding::F8E4M3 { scales, .. } => (self.kept, scale_count * scales.size(), 0),
             Coding::Int { bits, symmetric, granularity, scales } => {
                 let values = match self.layout {
+                    LayoutKind::Dense if self.is_bytes() => self.kept,
                     LayoutKind::Dense => rows * 4 * words_for(cols, bits.get()),
                     _ => 4 * words_for(self.kept, bits.get()),
                 };
                 let zero_points = match (symmetric, granularity, grid) {
                     (true, _, _) | (_, _, None) => 0,
-                    (_, Granularity::Channel | Granularity::Group(_), Some(grid)) => {
+                    (_, Granularity::Channel | Granularity::Group(_), Some(grid)) if !self.is_bytes() => {
                         4 * words_for(rows, bits.get()) * grid.cols
                     }
                     _ => scale_count,
@@ -373,6 +399,11 @@ impl Form {
                 (values, scale_count * scales.size(), zero_points)
             }
         };
+        if let (Some(InputForm::Static { symmetric }), Coding::Int { scales: precision, .. }) =
+            (self.input, self.coding)
+        {
+            (scales, zero_points) = (scales + precision.size(), zero_points + usize::from(!symmetric));
+        }
         WeightBytes {
             values: values as u64,
             positions,
@@ -385,9 +416,10 @@ impl Form {
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.layout {
-            LayoutKind::Dense => write!(f, "{}", self.coding),
-            layout => write!(f, "{layout} × {}", self.coding),
+            LayoutKind::Dense => write!(f, "{}", self.coding)?,
+            layout => write!(f, "{layout} × {}", self.coding)?,
         }
+        self.input.map_or(Ok(()), |input| write!(f, ", {input}"))
     }
 }
 
@@ -398,9 +430,9 @@ pub struct WeightBytes {
     pub values: u64,
     /// Bitmask, group positions, or row offsets and columns.
     pub positions: u64,
-    /// Scales.
+    /// Scales, that of the layer's input included.
     pub scales: u64,
-    /// Zero points.
+    /// Zero points, that of the layer's input included.
     pub zero_points: u64,
 }
 

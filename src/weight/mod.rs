@@ -6,6 +6,7 @@
 
 mod error;
 mod form;
+mod input;
 mod layout;
 mod mask;
 mod packed;
@@ -20,6 +21,7 @@ use rayon::prelude::*;
 
 pub use error::WeightError;
 pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
+pub use input::{InputForm, InputScales, QuantizedInput};
 pub use mask::Mask;
 pub use prepacked::{Activations, PackedWeight};
 pub(crate) use prepacked::{Together, matmul_together};
@@ -71,6 +73,7 @@ pub struct CompressedWeight {
     form: Form,
     layout: Layout,
     values: Values,
+    input: Option<QuantizedInput>,
 }
 
 impl CompressedWeight {
@@ -178,7 +181,26 @@ impl CompressedWeight {
                 scales.check(rows, cols)?;
             }
         }
-        Ok(Self { form, layout, values })
+        Ok(Self { form, layout, values, input: None })
+    }
+
+    /// Says how the layer's input is quantized; a static scale is rounded to the precision of the weight's scales, in which
+    /// it is stored.
+    ///
+    /// # Errors
+    /// When the weight is not of integers, or the scale vanishes or overflows in that precision.
+    pub fn with_input(self, input: QuantizedInput) -> Result<Self, WeightError> {
+        let form = self.form.with_input(Some(input.form()))?;
+        let input = match form.coding() {
+            Coding::Int { scales, .. } => input.rounded(scales)?,
+            _ => input,
+        };
+        Ok(Self { form, input: Some(input), ..self })
+    }
+
+    /// How the layer's input is quantized; `None`: it is not.
+    pub fn input(&self) -> Option<QuantizedInput> {
+        self.input
     }
 
     /// What the weight looks like: shape, layout, coding, exact bytes.

@@ -72,7 +72,7 @@ fn perplexity_is_that_of_the_logits_that_transformers_computes() {
     assert!((value(&json, "nats_per_token") - nats).abs() < 1e-4, "{json} {nats}");
     assert!((value(&json, "perplexity") / nats.exp() - 1.0).abs() < 1e-4, "{json}");
     assert_eq!(json["scores"][0]["samples"], 46);
-    assert_eq!((&json["data"], &json["activations"]), (&json!([text.to_str().unwrap()]), &json!("float")));
+    assert_eq!((&json["data"], &json["activations"]), (&json!([text.to_str().unwrap()]), &json!("stored")));
 
     let samples = |options: &[&str]| {
         let task = args!["--task", "perplexity", "--data", text, "--json"];

@@ -48,7 +48,7 @@ fn compressed_tensors(checkpoint: &Checkpoint) -> usize {
 }
 
 fn decoder(checkpoint: &Checkpoint, activations: Activations) -> Decoder {
-    Decoder::open(checkpoint, Execution { activations }).unwrap()
+    Decoder::open(checkpoint, Execution::from(activations)).unwrap()
 }
 
 fn assert_close(actual: ArrayView2<'_, f32>, expected: ArrayView2<'_, f32>, bound: f32, what: &str) {
@@ -220,13 +220,13 @@ fn activations_are_rounded_only_where_codes_are_integers() {
         let (_folder, checkpoint) = compress("llama", preset(name, group));
         let float = decoder(&checkpoint, Activations::Float).logits(&TOKENS).unwrap();
         for codes in [ActivationCodes::PerToken, ActivationCodes::PerTokenAsymmetric] {
-            let result = Decoder::open(&checkpoint, Execution { activations: Activations::Int8(codes) });
+            let result = Decoder::open(&checkpoint, Execution::from(Activations::Int8(codes)));
             let error = relative_error(&result.unwrap().logits(&TOKENS).unwrap(), &float);
             assert!((0.003..0.05).contains(&error), "{name}, {codes:?}: {error}");
         }
     }
     // what has no product with 8-bit activations says so, and where
     let (_folder, checkpoint) = compress("llama", preset("50%+int4-asym", 16));
-    let error = Decoder::open(&checkpoint, Execution { activations: INT8 }).unwrap_err().to_string();
+    let error = Decoder::open(&checkpoint, Execution::from(INT8)).unwrap_err().to_string();
     assert!(error.contains("model.layers.0.self_attn.q_proj.weight"), "{error}");
 }

@@ -50,14 +50,14 @@ fn stories(zoo: &Path, preset: &str) -> Result<(), Failed> {
 
 fn similarity(zoo: &Path, model: &str) -> Result<(), Failed> {
     let (_folder, compressed) = compress(&zoo.join(model), "int8")?;
-    let [float, _] = correlations(zoo, &compressed, FLOAT)?;
+    let [float, _] = correlations(zoo, &compressed, Some(FLOAT))?;
     check(float >= 0.820_324_673_1 - 0.001, || format!("Spearman {float}"))?;
     // onnxruntime 1.31.1, weights by its quantize_dynamic to int8 and activations rounded as it goes, one sentence at a time
     let onnxruntime = 0.817_782;
-    let [int8, _] = correlations(zoo, &compressed, INT8)?;
+    let [int8, _] = correlations(zoo, &compressed, Some(INT8))?;
     check(int8 >= onnxruntime, || format!("Spearman {int8} with 8-bit activations"))?;
     let asymmetric = Activations::Int8(ActivationCodes::PerTokenAsymmetric);
-    let [asymmetric, _] = correlations(zoo, &compressed, asymmetric)?;
+    let [asymmetric, _] = correlations(zoo, &compressed, Some(asymmetric))?;
     check(asymmetric >= 0.820_324_673_1 - 0.002, || format!("Spearman {asymmetric} with zero points"))?;
     check(float != int8 && int8 != asymmetric, || "activations were not rounded".into())
 }

@@ -7,6 +7,7 @@
 mod common;
 mod compressed;
 mod files;
+mod inputs;
 mod networks;
 mod scores;
 mod smollm2;
@@ -38,7 +39,7 @@ fn main() {
             });
         }
     };
-    from("TERSOR_ZOO", &[files::add, networks::add, scores::add, compressed::add]);
+    from("TERSOR_ZOO", &[files::add, networks::add, scores::add, compressed::add, inputs::add]);
     from("TERSOR_SMOLLM2", &[smollm2::add]);
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

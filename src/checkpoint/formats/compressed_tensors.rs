@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::super::{Checkpoint, CheckpointError, Entry, Stored, TensorClass};
 use super::{Found, stored_shape};
 use crate::dtype::{DType, FloatType, Precision};
-use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind};
+use crate::weight::{Bits, Coding, Form, Granularity, InputForm, LayoutKind};
 
 /// The version of the package whose layout is written.
 const VERSION: &str = "0.20.0";
@@ -43,15 +43,19 @@ pub(crate) fn write_config<'a>(
     untouched_linear: &[&str],
 ) -> Option<Value> {
     type Members<'a> = Vec<(&'a str, TensorClass)>;
-    let mut groups: Vec<(Value, &'static str, Members<'_>)> = Vec::new();
+    let mut groups: Vec<([Value; 2], &'static str, Members<'_>)> = Vec::new();
     let mut ignore: Vec<&str> = untouched_linear.to_vec();
     for (module, class, form) in weights {
         let (Some(args), None) = (arguments(form.coding()), why_not(form)) else {
             ignore.push(module);
             continue;
         };
-        let format =
-            if matches!(form.coding(), Coding::F8E4M3 { .. }) { "float-quantized" } else { "pack-quantized" };
+        let args = [args, form.input().map_or(Value::Null, input_arguments)];
+        let format = match form.coding() {
+            Coding::F8E4M3 { .. } => "float-quantized",
+            _ if form.is_bytes() => "int-quantized",
+            _ => "pack-quantized",
+        };
         match groups.iter_mut().find(|(a, f, _)| *a == args && *f == format) {
             Some((_, _, modules)) => modules.push((module, class)),
             None => groups.push((args, format, vec![(module, class)])),
@@ -66,7 +70,7 @@ pub(crate) fn write_config<'a>(
     let config_groups: Map<String, Value> = groups
         .into_iter()
         .enumerate()
-        .map(|(i, (weights, format, modules))| {
+        .map(|(i, ([weights, inputs], format, modules))| {
             // one scheme for all is what every loader knows best: by class, with exceptions
             let (linear, others): (Vec<_>, Vec<_>) =
                 modules.into_iter().partition(|(_, class)| single && *class == TensorClass::Linear);
@@ -75,7 +79,7 @@ pub(crate) fn write_config<'a>(
             let group = json!({
                 "targets": targets,
                 "weights": weights,
-                "input_activations": null,
+                "input_activations": inputs,
                 "output_activations": null,
                 "format": format,
             });
@@ -126,6 +130,40 @@ fn arguments(coding: Coding) -> Option<Value> {
     Some(args)
 }
 
+/// Quantization arguments of a layer's input.
+fn input_arguments(input: InputForm) -> Value {
+    let (dynamic, symmetric) = match input {
+        InputForm::Dynamic { symmetric } => (true, symmetric),
+        InputForm::Static { symmetric } => (false, symmetric),
+    };
+    json!({
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": if dynamic { "token" } else { "tensor" },
+        "group_size": null,
+        "dynamic": dynamic,
+    })
+}
+
+/// How `input_activations` quantize the input of a layer; `None` for what tersor does not know.
+fn read_input(arguments: &Value) -> Option<InputForm> {
+    // `null` is no quantization, and lacks every key
+    let arguments = arguments.as_object()?;
+    let given = |key: &str| arguments.get(key).filter(|v| !v.is_null());
+    let is = |key: &str, value: &str| given(key).is_none_or(|v| v == value);
+    let symmetric = given("symmetric").map_or(Some(true), Value::as_bool)?;
+    let dynamic = given("dynamic").map_or(Some(false), Value::as_bool)?;
+    let strategy = given("strategy").and_then(Value::as_str);
+    let is_int8 = given("num_bits").is_none_or(|bits| bits == 8) && is("type", "int");
+    match (dynamic, strategy) {
+        _ if !is_int8 || given("group_size").is_some() => None,
+        (true, Some("token")) => Some(InputForm::Dynamic { symmetric }),
+        (false, None | Some("tensor")) => Some(InputForm::Static { symmetric }),
+        _ => None,
+    }
+}
+
 /// The parts of a `quantization_config` that say how weights are stored.
 pub(crate) struct QuantizationConfig {
     groups: Vec<Group>,
@@ -152,6 +190,7 @@ struct Arguments {
     bits: Bits,
     symmetric: bool,
     granularity: Granularity,
+    input: Option<InputForm>,
 }
 
 impl QuantizationConfig {
@@ -171,7 +210,10 @@ impl QuantizationConfig {
             .filter_map(|(name, group)| {
                 let weights = group.get("weights").filter(|w| !w.is_null())?;
                 let read = || -> Result<Group, String> {
-                    Ok(Group { targets: read_targets(group)?, args: read_arguments(weights)? })
+                    let input = group.get("input_activations").and_then(read_input);
+                    let mut args = read_arguments(weights)?;
+                    args.input = input.filter(|_| args.int);
+                    Ok(Group { targets: read_targets(group)?, args })
                 };
                 Some(read().map_err(|reason| bad(format!("{name}: {reason}"))))
             })
@@ -223,8 +265,9 @@ impl QuantizationConfig {
         let described = self.arguments_where(module, is_of).filter(|_| !self.ignores(module));
         let stored = entry.describe();
         match (&entry.stored, described) {
-            (Stored::Compressed(form), Some(args)) if is_quantized(form) => (!args.describes(form.coding()))
-                .then(|| format!("config.json describes another form than {stored}")),
+            (Stored::Compressed(form), Some(args)) if is_quantized(form) => {
+                (!args.describes(form)).then(|| format!("config.json describes another form than {stored}"))
+            }
             (Stored::Compressed(form), None) if is_quantized(form) => Some(format!(
                 "it is {stored}, but no group of config.json names `{module}`, or `ignore` does"
             )),
@@ -242,7 +285,11 @@ pub(crate) fn is_quantized(form: &Form) -> bool {
 }
 
 impl Arguments {
-    fn describes(&self, coding: Coding) -> bool {
+    fn describes(&self, form: &Form) -> bool {
+        self.input == form.input() && self.describes_coding(form.coding())
+    }
+
+    fn describes_coding(&self, coding: Coding) -> bool {
         match coding {
             Coding::Float(_) => false,
             Coding::F8E4M3 { granularity, .. } => !self.int && self.granularity == granularity,
@@ -254,8 +301,8 @@ impl Arguments {
 }
 
 /// What a `quantization_config` says beyond the form of weights: writing it anew would drop that. Empty when there is
-/// nothing of the kind.
-pub(crate) fn beyond_weights(quantization: &Value) -> Vec<String> {
+/// nothing of the kind. With `keeps_inputs` the quantization of inputs is written anew too, as far as it is known.
+pub(crate) fn beyond_weights(quantization: &Value, keeps_inputs: bool) -> Vec<String> {
     let says = |value: &Value| match value {
         Value::Null => false,
         Value::Object(fields) => !fields.is_empty(),
@@ -265,7 +312,9 @@ pub(crate) fn beyond_weights(quantization: &Value) -> Vec<String> {
     for (group, scheme) in quantization.get("config_groups").and_then(Value::as_object).into_iter().flatten()
     {
         for key in ["input_activations", "output_activations"] {
-            if scheme.get(key).is_some_and(says) {
+            let is_kept =
+                |value: &Value| keeps_inputs && key == "input_activations" && read_input(value).is_some();
+            if scheme.get(key).is_some_and(|value| says(value) && !is_kept(value)) {
                 found.push(format!("`{key}` of {group}"));
             }
         }
@@ -352,7 +401,7 @@ fn read_arguments(weights: &Value) -> Result<Arguments, String> {
     if !int && !symmetric {
         return Err("asymmetric float weights are not supported".into());
     }
-    Ok(Arguments { int, bits, symmetric, granularity })
+    Ok(Arguments { int, bits, symmetric, granularity, input: None })
 }
 
 /// The form of the weight `name`, which has a `name_scale`; `None` when that is something else.
@@ -416,7 +465,7 @@ pub(super) fn find_form(
             };
             Coding::F8E4M3 { granularity, scales: precision }
         }
-        (DType::I8 | DType::I32, Some(Arguments { int: true, bits, symmetric, granularity })) => {
+        (DType::I8 | DType::I32, Some(Arguments { int: true, bits, symmetric, granularity, .. })) => {
             Coding::Int { bits, symmetric, granularity, scales: precision }
         }
         // a float beside something that merely is called a scale
@@ -441,8 +490,17 @@ pub(super) fn find_form(
         checkpoint.tensor(&zero_point)?;
         tensors.push(zero_point);
     }
+    let input = args.and_then(|args| args.input);
+    if let Some(InputForm::Static { symmetric }) = input {
+        for part in ["scale"].into_iter().chain((!symmetric).then_some("zero_point")) {
+            let part = super::input_part(name, part);
+            checkpoint.tensor(&part)?;
+            tensors.push(part);
+        }
+    }
     let kept = shape.iter().product();
     let form = Form::new(&shape, LayoutKind::Dense, coding, kept)
+        .and_then(|form| form.with_input(input))
         .map_err(CheckpointError::weight(scale.path, name))?;
     Ok(Some(Found { form, tensors }))
 }

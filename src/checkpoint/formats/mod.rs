@@ -17,8 +17,8 @@ use crate::dtype::{DType, FloatType, Precision};
 use crate::kernels::view::le_bytes;
 use crate::kernels::{convert, pack};
 use crate::weight::{
-    Bits, Coding, CompressedWeight, Form, Granularity, Layout, LayoutKind, Mask, PackedCodes, Scales, Values,
-    WeightError, column_size, matrix_shape, stored_code,
+    Bits, Coding, CompressedWeight, Form, Granularity, InputForm, InputScales, Layout, LayoutKind, Mask,
+    PackedCodes, QuantizedInput, Scales, Values, WeightError, column_size, matrix_shape, stored_code,
 };
 
 /// A compressed weight that was found in a file.
@@ -110,6 +110,7 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
         (Coding::Float(precision), false) => add("_values", precision.dtype(), vec![form.kept()]),
         (Coding::F8E4M3 { .. }, true) => add("", DType::F8_E4M3, form.shape().to_vec()),
         (Coding::F8E4M3 { .. }, false) => add("_values", DType::F8_E4M3, vec![form.kept()]),
+        (Coding::Int { .. }, true) if form.is_bytes() => add("", DType::I8, form.shape().to_vec()),
         (Coding::Int { bits, .. }, true) => {
             add("_packed", DType::I32, vec![rows, pack::words_for(cols, bits.get())]);
         }
@@ -134,21 +135,40 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
         let shape = if granularity == Granularity::Tensor { vec![1] } else { vec![grid.rows, grid.cols] };
         add("_scale", precision_of(form.coding()).dtype(), shape.clone());
         if let Coding::Int { bits, symmetric: false, .. } = form.coding() {
-            if zero_points_are_packed(granularity) {
+            if zero_points_are_packed(form, granularity) {
                 add("_zero_point", DType::I32, vec![pack::words_for(rows, bits.get()), grid.cols]);
             } else {
                 add("_zero_point", DType::I8, shape);
             }
         }
     }
-    if !dense || matches!(form.coding(), Coding::Int { .. }) {
+    if has_shape(form) {
         add("_shape", DType::I64, vec![form.shape().len()]);
+    }
+    if let Some(InputForm::Static { symmetric }) = form.input() {
+        let mut add = |part: &str, dtype| {
+            specs.push(TensorSpec { name: input_part(name, part), dtype, shape: vec![1] });
+        };
+        add("scale", precision_of(form.coding()).dtype());
+        if !symmetric {
+            add("zero_point", DType::I8);
+        }
     }
     specs
 }
 
-fn zero_points_are_packed(granularity: Granularity) -> bool {
-    matches!(granularity, Granularity::Channel | Granularity::Group(_))
+/// The name of what is stored about the input of the layer that a weight belongs to.
+fn input_part(weight: &str, part: &str) -> String {
+    format!("{}.input_{part}", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
+fn zero_points_are_packed(form: &Form, granularity: Granularity) -> bool {
+    !form.is_bytes() && matches!(granularity, Granularity::Channel | Granularity::Group(_))
+}
+
+/// Whether the shape is stored, because no tensor has it.
+fn has_shape(form: &Form) -> bool {
+    form.layout() != LayoutKind::Dense || (matches!(form.coding(), Coding::Int { .. }) && !form.is_bytes())
 }
 
 /// One of the tensors that store a weight.
@@ -194,6 +214,7 @@ fn data(weight: &CompressedWeight) -> Vec<Cow<'_, [u8]>> {
         Values::F16(v) => le_bytes(v),
         Values::Bf16(v) => le_bytes(v),
         Values::F8 { codes, .. } => codes.into(),
+        Values::Int { bits, codes, .. } if form.is_bytes() => byte_codes(form, *bits, codes).into(),
         Values::Int { codes, .. } => le_bytes(codes.words()),
     }];
     match weight.layout() {
@@ -216,17 +237,37 @@ fn data(weight: &CompressedWeight) -> Vec<Cow<'_, [u8]>> {
         if let (Some(zero_points), Coding::Int { bits, granularity, .. }) =
             (scales.zero_points(), form.coding())
         {
-            data.push(if zero_points_are_packed(granularity) {
+            data.push(if zero_points_are_packed(form, granularity) {
                 Cow::Owned(le_bytes(&pack_columns(zero_points, grid.rows, grid.cols, bits)).into_owned())
             } else {
                 zero_points.iter().map(|z| *z as u8).collect()
             });
         }
     }
-    if form.layout() != LayoutKind::Dense || matches!(form.coding(), Coding::Int { .. }) {
+    if has_shape(form) {
         data.push(shape_bytes(form));
     }
+    if let Some(QuantizedInput::Static(input)) = weight.input() {
+        let mut bytes = Vec::new();
+        convert::narrow(precision_of(form.coding()), &[input.scale()], &mut bytes);
+        data.push(bytes.into());
+        data.extend(input.zero_point().map(|zero| vec![zero as u8].into()));
+    }
     data
+}
+
+/// Codes as signed bytes.
+fn byte_codes(form: &Form, bits: Bits, codes: &PackedCodes) -> Vec<u8> {
+    let cols = form.cols();
+    let mut bytes = vec![0u8; form.rows() * cols];
+    for (row, bytes) in bytes.chunks_exact_mut(cols.max(1)).enumerate() {
+        codes.unpack(row, 0, bytes);
+    }
+    // the way there is the way back: the offset is half of a byte's range
+    for code in &mut bytes {
+        *code = stored_code(bits, *code as i8);
+    }
+    bytes
 }
 
 fn shape_bytes(form: &Form) -> Cow<'static, [u8]> {
@@ -240,7 +281,11 @@ pub(crate) fn row_unit(form: &Form) -> Option<usize> {
     const WORD: usize = 32;
     let unit = match form.layout() {
         LayoutKind::Dense => match form.coding() {
-            Coding::Int { symmetric: false, granularity, .. } if zero_points_are_packed(granularity) => WORD,
+            Coding::Int { symmetric: false, granularity, .. }
+                if zero_points_are_packed(form, granularity) =>
+            {
+                WORD
+            }
             _ => 1,
         },
         LayoutKind::NofM(_) => WORD,
@@ -273,15 +318,15 @@ pub(crate) fn encode_rows<'w>(
         _ => first * form.cols(),
     };
     // the data of the rows before ends where that of these begins
-    let before = Form::new(&shape, form.layout(), form.coding(), kept)?;
-    let starts = specs("", &before).into_iter().map(|s| s.bytes());
-    let mut data: Vec<_> = starts.zip(data(rows)).collect();
-    if (form.layout() != LayoutKind::Dense || matches!(form.coding(), Coding::Int { .. }))
-        && let Some(stored) = data.last_mut()
-    {
-        *stored = (0, if first == 0 { shape_bytes(whole) } else { Cow::Borrowed(&[]) });
-    }
-    Ok(data)
+    let before = Form::new(&shape, form.layout(), form.coding(), kept)?.with_input(form.input())?;
+    let piece = |(spec, bytes): (TensorSpec, Cow<'w, [u8]>)| match spec.name.as_str() {
+        // what is there once, however many rows there are, comes with the first
+        "_shape" if first == 0 => (0, shape_bytes(whole)),
+        ".input_scale" | ".input_zero_point" if first == 0 => (0, bytes),
+        "_shape" | ".input_scale" | ".input_zero_point" => (0, Cow::Borrowed(&[][..])),
+        _ => (spec.bytes(), bytes),
+    };
+    Ok(specs("", &before).into_iter().zip(data(rows)).map(piece).collect())
 }
 
 /// The least common multiple; the largest number there is when it would be larger.
@@ -414,7 +459,14 @@ pub(super) fn decode(
             Values::Int { bits, codes, scales: parts.scales()? }
         }
     };
-    CompressedWeight::from_parts(form.shape(), layout, values).map_err(CheckpointError::weight(path, name))
+    let weight = CompressedWeight::from_parts(form.shape(), layout, values);
+    let input = form.input().map(|input| parts.input(input)).transpose()?;
+    weight
+        .and_then(|weight| match input {
+            Some(input) => weight.with_input(input),
+            None => Ok(weight),
+        })
+        .map_err(CheckpointError::weight(path, name))
 }
 
 /// The tensors of one weight.
@@ -459,6 +511,33 @@ impl<'a> Parts<'a> {
     fn words(&self, suffix: &str) -> Result<Vec<u32>, CheckpointError> {
         let (words, _) = self.get(suffix, &[DType::I32, DType::U32])?.bytes.as_chunks::<4>();
         Ok(words.iter().map(|b| u32::from_le_bytes(*b)).collect())
+    }
+
+    fn input(&self, form: InputForm) -> Result<QuantizedInput, CheckpointError> {
+        let symmetric = match form {
+            InputForm::Dynamic { symmetric } => return Ok(QuantizedInput::Dynamic { symmetric }),
+            InputForm::Static { symmetric } => symmetric,
+        };
+        let one = |part: &str, fits: &dyn Fn(DType) -> bool| {
+            let name = input_part(self.name, part);
+            let tensor = self.checkpoint.tensor(&name)?;
+            if fits(tensor.dtype) && tensor.shape.iter().product::<usize>() == 1 {
+                return Ok((tensor, name));
+            }
+            let reason =
+                format!("holds {:?} of shape {:?}, where {form} has one number", tensor.dtype, tensor.shape);
+            Err(CheckpointError::tensor(tensor.path, &name, reason))
+        };
+        let (scale, name) = one("scale", &|dtype| FloatType::of(dtype).is_some())?;
+        let mut value = [0.0];
+        convert::widen(FloatType::of(scale.dtype).unwrap_or(FloatType::F32), scale.bytes, &mut value);
+        let zero_point = if symmetric {
+            None
+        } else {
+            one("zero_point", &|dtype| dtype == DType::I8)?.0.bytes.first().map(|zero| *zero as i8)
+        };
+        let scales = InputScales::new(value[0], zero_point);
+        scales.map(QuantizedInput::Static).map_err(CheckpointError::weight(scale.path, &name))
     }
 
     fn scales(&self) -> Result<Scales, CheckpointError> {

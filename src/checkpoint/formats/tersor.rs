@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::super::CheckpointError;
 use super::super::header::UniqueMap;
 use crate::dtype::Precision;
-use crate::weight::{Bits, Coding, Form, Granularity, LayoutKind, NofM};
+use crate::weight::{Bits, Coding, Form, Granularity, InputForm, LayoutKind, NofM};
 
 /// The metadata's key.
 pub(crate) const KEY: &str = "tersor";
@@ -36,6 +36,15 @@ struct StoredForm {
     layout: String,
     kept: usize,
     coding: StoredCoding,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    input: Option<StoredInput>,
+}
+
+/// How the layer's input is quantized.
+#[derive(Serialize, Deserialize)]
+struct StoredInput {
+    dynamic: bool,
+    symmetric: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -120,7 +129,12 @@ fn store(form: &Form) -> StoredForm {
         Granularity::Group(group_size) => StoredGranularity::Group { group_size },
         Granularity::Block(rows, cols) => StoredGranularity::Block { block: [rows, cols] },
     };
+    let input = form.input().map(|input| match input {
+        InputForm::Dynamic { symmetric } => StoredInput { dynamic: true, symmetric },
+        InputForm::Static { symmetric } => StoredInput { dynamic: false, symmetric },
+    });
     StoredForm {
+        input,
         shape: form.shape().to_vec(),
         layout: form.layout().to_string(),
         kept: form.kept(),
@@ -173,5 +187,10 @@ fn load(stored: &StoredForm) -> Result<Form, String> {
             scales: precision(scale_dtype),
         },
     };
-    Form::new(&stored.shape, layout, coding, stored.kept).map_err(|e| e.to_string())
+    let input = stored.input.as_ref().map(|input| match *input {
+        StoredInput { dynamic: true, symmetric } => InputForm::Dynamic { symmetric },
+        StoredInput { dynamic: false, symmetric } => InputForm::Static { symmetric },
+    });
+    let form = Form::new(&stored.shape, layout, coding, stored.kept);
+    form.and_then(|form| form.with_input(input)).map_err(|e| e.to_string())
 }

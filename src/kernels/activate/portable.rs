@@ -1,4 +1,5 @@
-//! Functions of one value, written so that a loop over them becomes vector instructions.
+//! Functions of one value, written so that a loop over them becomes vector instructions. Multiply-adds are fused, which is slow
+//! where the processor cannot.
 
 /// `1.5 · 2^23` leaves no bits for a fraction: a sum with it is rounded half to even, its lowest bits are the integer.
 const ROUND: f32 = 12_582_912.0;
@@ -12,16 +13,16 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_145_75;
     const LN_2_LOW: f32 = 1.428_606_8e-6;
     let x = x.clamp(-87.0, 88.0);
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let mut p = 0.001_395_740_9;
-    p = p * r + 0.008_375_971;
-    p = p * r + 0.041_666_06;
-    p = p * r + 0.166_664_05;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let mut p: f32 = 0.001_395_740_9;
+    p = p.mul_add(r, 0.008_375_971);
+    p = p.mul_add(r, 0.041_666_06);
+    p = p.mul_add(r, 0.166_664_05);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r, 1.0);
+    p = p.mul_add(r, 1.0);
     // 2^n, from the exponent's bits
     let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     p * f32::from_bits(exponent)
@@ -49,15 +50,15 @@ pub(super) fn tanh(x: f32) -> f32 {
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let a = x.abs().min(4.0);
-    let mut p = -8.043_823e-6;
-    p = p * a + 0.000_106_026_65;
-    p = p * a - 0.000_587_950_7;
-    p = p * a + 0.001_576_760_1;
-    p = p * a - 5.878_151e-5;
-    p = p * a - 0.019_217_143;
-    p = p * a + 0.102_799_21;
-    p = p * a + 0.636_616_1;
-    p = p * a + 1.128_379_3;
+    let mut p: f32 = -8.043_823e-6;
+    p = p.mul_add(a, 0.000_106_026_65);
+    p = p.mul_add(a, -0.000_587_950_7);
+    p = p.mul_add(a, 0.001_576_760_1);
+    p = p.mul_add(a, -5.878_151e-5);
+    p = p.mul_add(a, -0.019_217_143);
+    p = p.mul_add(a, 0.102_799_21);
+    p = p.mul_add(a, 0.636_616_1);
+    p = p.mul_add(a, 1.128_379_3);
     // `min` would turn NaN into 4
     let magnitude = if x.is_nan() { x } else { 1.0 - exp(-(a * p)) };
     magnitude.copysign(x)

@@ -149,15 +149,15 @@ impl KeyValues {
         let (rows, group, dim) = (tile.rows, task.group, self.head_dim);
         let query = |row: usize| (tile.row + row) / group;
         let head_of = |row: usize| head * group + (tile.row + row) % group;
-        let blocked = dim.next_multiple_of(BLOCK);
-        scratch.queries.clear();
-        scratch.queries.resize(blocked * rows, 0.0);
-        for row in 0..rows {
+        let blocked = dim.next_multiple_of(AT_ONCE);
+        scratch.scaled.clear();
+        scratch.scaled.resize(blocked * rows, 0.0);
+        for (row, scaled) in scratch.scaled.chunks_exact_mut(blocked).enumerate() {
             let q = &task.q[query(row) * task.width + head_of(row) * dim..][..dim];
-            for (to, x) in scratch.queries[row..].iter_mut().step_by(rows).zip(q) {
-                *to = x * task.scale;
-            }
+            scaled.iter_mut().zip(q).for_each(|(to, x)| *to = x * task.scale);
         }
+        scratch.queries.resize(blocked * rows, 0.0);
+        transpose(isa, &scratch.scaled, blocked, &mut scratch.queries);
 
         // the positions that any query of the tile sees, in whole panels
         let sees = |row: usize| task.visible.of(query(row), self.len);
@@ -249,9 +249,12 @@ fn transpose_body(rows: &[f32], stride: usize, columns: &mut [f32]) {
     }
 }
 
+/// Positions that are transposed together; the stride is a multiple of it.
+const AT_ONCE: usize = 16;
+const _: () = assert!(AT_ONCE.is_multiple_of(BLOCK) && PANEL.is_multiple_of(AT_ONCE));
+
 #[inline(always)]
 fn transpose_rows<const ROWS: usize>(rows: &[f32], stride: usize, columns: &mut [f32]) {
-    const AT_ONCE: usize = 16;
     for first in (0..stride).step_by(AT_ONCE) {
         let mut block = [[0.0f32; AT_ONCE]; ROWS];
         for (row, block) in block.iter_mut().enumerate() {
@@ -281,6 +284,8 @@ struct Task<'a> {
 
 #[derive(Default)]
 struct Scratch {
+    /// `[row][dimension]`
+    scaled: Vec<f32>,
     /// `[dimension][row]`
     queries: Vec<f32>,
     /// `[row][position]`

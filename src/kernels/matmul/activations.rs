@@ -161,22 +161,22 @@ type Part<'a> = (Tile, &'a mut [i64], &'a mut [i32], &'a mut [f32], &'a mut [i32
 
 /// Quantizes a row; gives its scale and zero point.
 pub(super) fn quantize(isa: Isa, x: &[f32], how: ActivationCodes, codes: &mut [i8]) -> (f32, i32) {
-    let (scale, zero_point) = parameters(isa, x, how);
+    if let ActivationCodes::Static { scale, zero_point } = how {
+        let mark = quantize_marked(isa, x, 1.0 / scale, i32::from(zero_point), codes);
+        return (if mark.is_nan() { f32::NAN } else { scale }, i32::from(zero_point));
+    }
+    let (scale, zero_point) = parameters(isa, x, how == ActivationCodes::PerToken);
     quantize_row(isa, x, 1.0 / scale, zero_point, codes);
     (scale, zero_point)
 }
 
 /// Scale and zero point of a row.
-fn parameters(isa: Isa, x: &[f32], how: ActivationCodes) -> (f32, i32) {
-    if let ActivationCodes::Static { scale, zero_point } = how {
-        return (scale, i32::from(zero_point));
-    }
+fn parameters(isa: Isa, x: &[f32], symmetric: bool) -> (f32, i32) {
     let (min, max, mark) = range(isa, x);
     if mark.is_nan() {
         return (f32::NAN, 0);
     }
     let (min, max) = (min.min(0.0), max.max(0.0));
-    let symmetric = how == ActivationCodes::PerToken;
     // halved, because the difference of two finite values can be infinite
     let scale = if symmetric { max.max(-min) / 127.0 } else { (max / 2.0 - min / 2.0) / 127.5 };
     // all zero, or so small that the scale vanishes: then every code is 0
@@ -194,6 +194,11 @@ multiversion! {
 
 multiversion! {
     fn quantize_row(x: &[f32], inverse: f32, zero_point: i32, codes: &mut [i8]) = quantize_row_body
+}
+
+multiversion! {
+    /// Gives NaN if a value is not finite, 0 otherwise.
+    fn quantize_marked(x: &[f32], inverse: f32, zero_point: i32, codes: &mut [i8]) -> f32 = quantize_marked_body
 }
 
 multiversion! {
@@ -223,12 +228,37 @@ fn range_body(x: &[f32]) -> (f32, f32, f32) {
 
 #[inline(always)]
 fn quantize_row_body(x: &[f32], inverse: f32, zero_point: i32, codes: &mut [i8]) {
-    // 1.5 · 2^23 leaves no bits for a fraction: the sum is rounded half to even, its lowest bits are the integer
-    const ROUND: f32 = 12_582_912.0;
     let zero_point = zero_point as f32;
     for (code, x) in codes.iter_mut().zip(x) {
-        *code = ((x * inverse + zero_point).clamp(-128.0, 127.0) + ROUND).to_bits() as i8;
+        *code = code_of(*x, inverse, zero_point);
     }
+}
+
+#[inline(always)]
+fn code_of(x: f32, inverse: f32, zero_point: f32) -> i8 {
+    // 1.5 · 2^23 leaves no bits for a fraction: the sum is rounded half to even, its lowest bits are the integer
+    const ROUND: f32 = 12_582_912.0;
+    ((x * inverse + zero_point).clamp(-128.0, 127.0) + ROUND).to_bits() as i8
+}
+
+#[inline(always)]
+fn quantize_marked_body(x: &[f32], inverse: f32, zero_point: i32, codes: &mut [i8]) -> f32 {
+    let zero_point = zero_point as f32;
+    let mut mark = [0f32; LANES];
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (codes, codes_tail) = codes.as_chunks_mut::<LANES>();
+    for (codes, x) in codes.iter_mut().zip(x) {
+        for lane in 0..LANES {
+            codes[lane] = code_of(x[lane], inverse, zero_point);
+            // 0 · x is NaN exactly for NaN and infinity
+            mark[lane] += 0.0 * x[lane];
+        }
+    }
+    for ((code, x), mark) in codes_tail.iter_mut().zip(x_tail).zip(&mut mark) {
+        *code = code_of(*x, inverse, zero_point);
+        *mark += 0.0 * x;
+    }
+    mark.iter().sum()
 }
 
 #[inline(always)]

@@ -87,7 +87,7 @@ unsafe fn dot<const N: usize>(tile: &mut IntTile<'_, '_>, codes: &[u8], activati
 pub(super) fn float_tile(_: Avx2, tile: &mut FloatTile<'_, '_>) {
     #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
     fn body(tile: &mut FloatTile<'_, '_>) {
-        portable::float_body::<true>(tile);
+        portable::float_body(tile);
     }
     // SAFETY: the token proves that the instructions exist.
     unsafe { body(tile) }

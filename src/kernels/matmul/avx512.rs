@@ -12,26 +12,26 @@ use std::arch::x86_64::{
 };
 
 use super::panels::{BLOCK, PANEL, Storage};
+use super::portable::{F8_UNIT, chains};
 use super::tile::{FloatTile, IntTile, Last, Start, Zeros};
 use crate::kernels::level::Avx512;
 
-/// Calls `$function::<ROWS, CHAINS>` for the tile's number of rows. Few rows keep several chains of sums, because one chain
-/// per register would wait for itself.
+/// Calls `$function::<ROWS, CHAINS>` for the tile's number of rows.
 macro_rules! by_rows {
     ($rows:expr, $function:ident, $arguments:tt) => {
         match $rows {
-            1 => $function::<1, 4> $arguments,
-            2 => $function::<2, 2> $arguments,
-            3 => $function::<3, 2> $arguments,
-            4 => $function::<4, 1> $arguments,
-            5 => $function::<5, 1> $arguments,
-            6 => $function::<6, 1> $arguments,
-            7 => $function::<7, 1> $arguments,
-            8 => $function::<8, 1> $arguments,
-            9 => $function::<9, 1> $arguments,
-            10 => $function::<10, 1> $arguments,
-            11 => $function::<11, 1> $arguments,
-            12 => $function::<12, 1> $arguments,
+            1 => $function::<1, { chains(1) }> $arguments,
+            2 => $function::<2, { chains(2) }> $arguments,
+            3 => $function::<3, { chains(3) }> $arguments,
+            4 => $function::<4, { chains(4) }> $arguments,
+            5 => $function::<5, { chains(5) }> $arguments,
+            6 => $function::<6, { chains(6) }> $arguments,
+            7 => $function::<7, { chains(7) }> $arguments,
+            8 => $function::<8, { chains(8) }> $arguments,
+            9 => $function::<9, { chains(9) }> $arguments,
+            10 => $function::<10, { chains(10) }> $arguments,
+            11 => $function::<11, { chains(11) }> $arguments,
+            12 => $function::<12, { chains(12) }> $arguments,
             rows => unreachable!("a tile of {rows} rows"),
         }
     };
@@ -354,10 +354,7 @@ unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTil
     }
 }
 
-/// e4m3 bits, shifted to where f16 has them, are too small by the difference of the biases, 2^(15 − 7).
-const F8_UNIT: f32 = 256.0;
-
-/// The sums of all blocks, before scaling.
+/// The sums of all blocks, before scaling, as [`super::portable::float_body`] orders them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 #[inline]
 unsafe fn float_dot<const ROWS: usize, const CHAINS: usize, const KIND: u8>(

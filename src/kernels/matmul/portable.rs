@@ -46,7 +46,7 @@ pub(super) fn int_groups<'a>(
             for (sum, partial) in sums.iter_mut().zip(&tile.partial[..rows * PANEL]) {
                 *sum = *partial as f32;
             }
-            finish_rows(finish, group, tile.groups, &sums[..rows * PANEL]);
+            finish_rows(finish, group, tile.groups, 1.0, &sums[..rows * PANEL]);
         }
     }
 }
@@ -72,14 +72,14 @@ fn start(tile: &mut IntTile<'_, '_>, group: usize) {
     }
 }
 
-/// Scales a group's sums, adds them to the total, and completes it after the last group.
+/// Scales a group's sums, which count in `unit`s, adds them to the total, and completes it after the last group.
 #[inline(always)]
-pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usize, sums: &[f32]) {
+pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usize, unit: f32, sums: &[f32]) {
     let scales = finish.scales.get(group * PANEL..).unwrap_or_default();
     for (row, sums) in sums.chunks_exact(PANEL).enumerate() {
         let total = &mut finish.total[row * PANEL..][..PANEL];
         for (output, sum) in sums.iter().enumerate() {
-            let scaled = scales.get(output).map_or(*sum, |scale| sum * scale);
+            let scaled = sum * scales.get(output).map_or(unit, |scale| scale * unit);
             total[output] = if finish.add || group > 0 { total[output] + scaled } else { scaled };
         }
         let Some(last) = finish.last.as_mut().filter(|_| group + 1 == groups) else { continue };
@@ -94,16 +94,41 @@ pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usi
 }
 
 pub(super) fn float_tile(tile: &mut FloatTile<'_, '_>) {
-    float_body::<false>(tile);
+    float_body(tile);
 }
 
-/// The sums in order of the columns, with fused multiply-adds where `FUSED`.
+/// Sums that run beside each other for each output: one chain of few rows would wait for itself.
+pub(in crate::kernels) const fn chains(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    }
+}
+
+/// e4m3 bits, shifted to where f16 has them, are too small by the difference of the biases, 2^(15 − 7).
+pub(super) const F8_UNIT: f32 = 256.0;
+
+/// Fused multiply-adds in order of the columns: column `c` belongs to chain `c mod chains`, and chains are added in order.
+/// e4m3 codes count in units of [`F8_UNIT`].
 #[inline(always)]
-pub(super) fn float_body<const FUSED: bool>(tile: &mut FloatTile<'_, '_>) {
+pub(super) fn float_body(tile: &mut FloatTile<'_, '_>) {
+    match tile.rows {
+        // numbers that the compiler knows
+        1 => float_chains::<4>(tile),
+        2 | 3 => float_chains::<2>(tile),
+        _ => float_chains::<1>(tile),
+    }
+}
+
+#[inline(always)]
+fn float_chains<const CHAINS: usize>(tile: &mut FloatTile<'_, '_>) {
+    debug_assert_eq!(CHAINS, chains(tile.rows));
     let blocks = tile.codes.len() / tile.storage.block_bytes() / tile.groups;
     let bytes = blocks * tile.storage.block_bytes();
+    let unit = if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 };
     for group in 0..tile.groups {
-        let mut sums = [0f32; TILE * PANEL];
+        let mut sums = [[0f32; TILE * PANEL]; CHAINS];
         let mut weights = [0f32; BLOCK * PANEL];
         let codes = tile.codes[group * bytes..][..bytes].chunks_exact(tile.storage.block_bytes());
         let activations =
@@ -111,17 +136,26 @@ pub(super) fn float_body<const FUSED: bool>(tile: &mut FloatTile<'_, '_>) {
         let zeros = tile.zeros.of_group(group);
         for (codes, activations) in codes.zip(activations) {
             decode_block(tile.storage, codes, zeros, &mut weights);
-            for (weights, activations) in weights.chunks_exact(PANEL).zip(activations.chunks_exact(tile.rows))
-            {
-                for (sums, x) in sums.chunks_exact_mut(PANEL).zip(activations) {
+            if tile.storage == Storage::F8 {
+                for w in &mut weights {
+                    *w /= F8_UNIT;
+                }
+            }
+            let columns = weights.chunks_exact(PANEL).zip(activations.chunks_exact(tile.rows));
+            for (column, (weights, activations)) in columns.enumerate() {
+                for (sums, x) in sums[column % CHAINS].chunks_exact_mut(PANEL).zip(activations) {
                     for (sum, w) in sums.iter_mut().zip(weights) {
-                        *sum = if FUSED { x.mul_add(*w, *sum) } else { *sum + x * w };
+                        *sum = x.mul_add(*w, *sum);
                     }
                 }
             }
         }
+        let (first, others) = sums.split_at_mut(1);
+        for chain in others {
+            first[0].iter_mut().zip(chain).for_each(|(sum, more)| *sum += *more);
+        }
         let rows = tile.rows;
-        finish_rows(&mut tile.finish, group, tile.groups, &sums[..rows * PANEL]);
+        finish_rows(&mut tile.finish, group, tile.groups, unit, &first[0][..rows * PANEL]);
     }
 }
 

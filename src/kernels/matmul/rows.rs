@@ -111,7 +111,7 @@ impl<'a> RowMatrix<'a> {
         }
     }
 
-    /// Products of some rows, a piece of their columns at a time.
+    /// Products of some rows, a piece of their columns at a time: the specification.
     fn dots_of_pieces(
         &self,
         isa: Isa,
@@ -121,6 +121,7 @@ impl<'a> RowMatrix<'a> {
         sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
     ) {
         scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
+        let mut lanes = [[[0.0f32; LANES]; DOT_ROWS]; DOT_BATCH];
         for column in (0..self.cols).step_by(DOT_COLUMNS) {
             let len = DOT_COLUMNS.min(self.cols - column);
             let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
@@ -129,9 +130,12 @@ impl<'a> RowMatrix<'a> {
                 let scratch = of_row.next().unwrap_or_default();
                 self.view(rows.start + i.min(rows.len() - 1), column, len, scratch)
             });
-            for (x, sums) in x.chunks_exact(self.cols).zip(&mut *sums) {
-                dots(isa, weights, &x[column..column + len], sums);
+            for (x, lanes) in x.chunks_exact(self.cols).zip(&mut lanes) {
+                dots(isa, weights, &x[column..column + len], lanes);
             }
+        }
+        for (sums, lanes) in sums.iter_mut().zip(&lanes) {
+            *sums = lanes.map(sum_lanes);
         }
     }
 }
@@ -232,33 +236,53 @@ fn dot_products(
 }
 
 multiversion! {
-    /// Adds the products of some rows with `x`.
-    fn dots(rows: [&[f32]; DOT_ROWS], x: &[f32], sums: &mut [f32; DOT_ROWS]) = dots_body
+    /// Adds the products of some rows with `x` to the lanes of each.
+    fn dots(rows: [&[f32]; DOT_ROWS], x: &[f32], lanes: &mut [[f32; LANES]; DOT_ROWS]) = dots_body
 }
 
-const LANES: usize = 16;
+/// Sums that run beside each other: column `c` belongs to lane `c mod 16`.
+pub(in crate::kernels::matmul) const LANES: usize = 16;
+const _: () = assert!(DOT_COLUMNS.is_multiple_of(LANES));
 
+/// Fused multiply-adds in order of the columns. What fills the last lanes is zero.
 #[inline(always)]
-fn dots_body(rows: [&[f32]; DOT_ROWS], x: &[f32], sums: &mut [f32; DOT_ROWS]) {
-    let [a, b, c, d] = rows.map(|row| &row[..x.len()]);
-    let mut lanes = [[0.0f32; LANES]; DOT_ROWS];
-    let (x, x_tail) = x.as_chunks::<LANES>();
-    let (a, a_tail) = a.as_chunks::<LANES>();
-    let (b, b_tail) = b.as_chunks::<LANES>();
-    let (c, c_tail) = c.as_chunks::<LANES>();
-    let (d, d_tail) = d.as_chunks::<LANES>();
-    for ((((x, a), b), c), d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
-        for lane in 0..LANES {
-            lanes[0][lane] += a[lane] * x[lane];
-            lanes[1][lane] += b[lane] * x[lane];
-            lanes[2][lane] += c[lane] * x[lane];
-            lanes[3][lane] += d[lane] * x[lane];
+fn dots_body(rows: [&[f32]; DOT_ROWS], x: &[f32], lanes: &mut [[f32; LANES]; DOT_ROWS]) {
+    let whole = x.len() / LANES * LANES;
+    let last = |values: &[f32]| {
+        let mut last = [0.0; LANES];
+        last[..x.len() - whole].copy_from_slice(&values[whole..x.len()]);
+        last
+    };
+    let last_x = last(x);
+    let x = x.as_chunks::<LANES>().0;
+    for (row, lanes) in rows.into_iter().zip(lanes) {
+        let mut sums = *lanes;
+        for (x, w) in x.iter().zip(row.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                sums[lane] = w[lane].mul_add(x[lane], sums[lane]);
+            }
+        }
+        if whole < row.len() {
+            let w = last(row);
+            for lane in 0..LANES {
+                sums[lane] = w[lane].mul_add(last_x[lane], sums[lane]);
+            }
+        }
+        *lanes = sums;
+    }
+}
+
+/// The sum of all lanes: the upper half is added to the lower until one is left.
+#[inline(always)]
+pub(in crate::kernels::matmul) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut count = LANES;
+    while count > 1 {
+        count /= 2;
+        for lane in 0..count {
+            lanes[lane] += lanes[lane + count];
         }
     }
-    for ((sum, lanes), tail) in sums.iter_mut().zip(&lanes).zip([a_tail, b_tail, c_tail, d_tail]) {
-        *sum += lanes.iter().sum::<f32>();
-        *sum += tail.iter().zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
-    }
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::level::Isa;
+use crate::kernels::level::{Isa, multiversion};
 use crate::kernels::matmul::output::Output;
 use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::matmul::portable::chains;
 use crate::kernels::matmul::product::Epilogue;
+use crate::kernels::matmul::rows::{LANES, sum_lanes};
 use crate::kernels::matmul::schedule::parallel_min_work;
 
 #[cfg(target_arch = "x86_64")]
@@ -129,7 +131,7 @@ pub(crate) fn product(
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => rows_avx512::float_row(proof, weight, row, &x, sums),
-            _ => float_row(weight, row, &x, sums),
+            _ => float_row(isa, weight, row, &x, sums),
         }
     });
 }
@@ -181,27 +183,78 @@ fn pad(x: &[f32], batch: usize, cols: usize, width: usize) -> Aligned {
     padded
 }
 
-/// The specification of a row of floats: sums in order of the columns.
-fn float_row(weight: &SparseRows, row: usize, x: &Rows<'_, f32>, sums: &mut [f32]) {
+multiversion! {
+    fn float_row(weight: &SparseRows, row: usize, x: &Rows<'_, f32>, sums: &mut [f32]) = float_row_body
+}
+
+/// The specification of a row of floats: lanes and chains of fused multiply-adds. Column `c` belongs to lane `c mod 16`, and
+/// its sixteen columns belong to a chain; what is not kept counts as zero. Each group is scaled lane by lane, summed, and added.
+#[inline(always)]
+fn float_row_body(weight: &SparseRows, row: usize, x: &Rows<'_, f32>, sums: &mut [f32]) {
+    match chains(x.count) {
+        // numbers that the compiler knows
+        4 => float_row_chains::<4>(weight, row, x, sums),
+        2 => float_row_chains::<2>(weight, row, x, sums),
+        _ => float_row_chains::<1>(weight, row, x, sums),
+    }
+}
+
+#[inline(always)]
+fn float_row_chains<const CHAINS: usize>(
+    weight: &SparseRows,
+    row: usize,
+    x: &Rows<'_, f32>,
+    sums: &mut [f32],
+) {
     let mut next = weight.starts[row];
-    for (block, mask) in weight.row_masks(row).iter().enumerate() {
-        let mut left = *mask;
-        while left != 0 {
-            let col = block * BLOCK + left.trailing_zeros() as usize;
-            let value = match &weight.values {
-                SparseValues::F32(v) => v[next],
-                SparseValues::F16(v) => half::f16::from_bits(v[next]).to_f32(),
-                SparseValues::Bf16(v) => half::bf16::from_bits(v[next]).to_f32(),
-                SparseValues::Int { codes, scales, group } => {
-                    let groups = weight.cols.div_ceil(*group);
-                    f32::from(codes[next]) * scales[row * groups + col / group]
+    let masks = weight.row_masks(row);
+    let (group, scales) = match &weight.values {
+        SparseValues::Int { scales, group, .. } => (*group, scales.as_slice()),
+        _ => (weight.cols, &[][..]),
+    };
+    let groups = weight.cols.div_ceil(group);
+    sums.fill(0.0);
+    for index in 0..groups {
+        let blocks = index * group / BLOCK..((index + 1) * group).min(weight.cols).div_ceil(BLOCK);
+        let mut lanes = [[[0.0f32; LANES]; CHAINS]; ROWS];
+        for block in blocks {
+            for quarter in 0..BLOCK / LANES {
+                let mut values = [0.0f32; LANES];
+                for (lane, value) in values.iter_mut().enumerate() {
+                    if masks[block] >> (quarter * LANES + lane) & 1 == 1 {
+                        *value = weight.values.get(next);
+                        next += 1;
+                    }
                 }
-            };
-            for (sum, x) in sums.iter_mut().zip(x.x.chunks_exact(x.width)) {
-                *sum += x[col] * value;
+                let column = block * BLOCK + quarter * LANES;
+                for (lanes, x) in lanes.iter_mut().zip(x.x.chunks_exact(x.width)).take(x.count) {
+                    let lanes = &mut lanes[quarter % CHAINS];
+                    for ((sum, x), value) in lanes.iter_mut().zip(&x[column..column + LANES]).zip(&values) {
+                        *sum = x.mul_add(*value, *sum);
+                    }
+                }
             }
-            left &= left - 1;
-            next += 1;
+        }
+        let scale = scales.get(row * groups + index).copied().unwrap_or(1.0);
+        for (sum, chains) in sums.iter_mut().zip(&lanes) {
+            let mut all = [0.0f32; LANES];
+            for chain in chains {
+                all.iter_mut().zip(chain).for_each(|(all, lane)| *all += lane);
+            }
+            *sum += sum_lanes(all.map(|lane| lane * scale));
+        }
+    }
+}
+
+impl SparseValues {
+    /// A kept value, before scaling.
+    #[inline(always)]
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(v) => v[index],
+            Self::F16(v) => half::f16::from_bits(v[index]).to_f32(),
+            Self::Bf16(v) => half::bf16::from_bits(v[index]).to_f32(),
+            Self::Int { codes, .. } => f32::from(codes[index]),
         }
     }
 }

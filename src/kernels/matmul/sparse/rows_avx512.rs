@@ -3,25 +3,27 @@
 use std::arch::x86_64::{
     __m512, __mmask16, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps,
     _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_slli_epi32,
 };
 
 use super::rows::{BLOCK, ROWS, Rows, SparseRows, SparseValues};
 use crate::kernels::level::Avx512;
+use crate::kernels::matmul::portable::chains;
+use crate::kernels::matmul::rows_avx512::sum_lanes;
 
 /// Calls `$function::<ROWS, CHAINS>` for the number of rows of activations.
 macro_rules! by_rows {
     ($rows:expr, $function:ident, $arguments:tt) => {
         match $rows {
-            1 => $function::<1, 4> $arguments,
-            2 => $function::<2, 2> $arguments,
-            3 => $function::<3, 2> $arguments,
-            4 => $function::<4, 1> $arguments,
-            5 => $function::<5, 1> $arguments,
-            6 => $function::<6, 1> $arguments,
-            7 => $function::<7, 1> $arguments,
-            ROWS => $function::<ROWS, 1> $arguments,
+            1 => $function::<1, { chains(1) }> $arguments,
+            2 => $function::<2, { chains(2) }> $arguments,
+            3 => $function::<3, { chains(3) }> $arguments,
+            4 => $function::<4, { chains(4) }> $arguments,
+            5 => $function::<5, { chains(5) }> $arguments,
+            6 => $function::<6, { chains(6) }> $arguments,
+            7 => $function::<7, { chains(7) }> $arguments,
+            ROWS => $function::<ROWS, { chains(ROWS) }> $arguments,
             rows => unreachable!("{rows} rows of activations"),
         }
     };
@@ -78,7 +80,7 @@ pub(super) fn float_row(_: Avx512, weight: &SparseRows, row: usize, x: &Rows<'_,
 
 macro_rules! float_rows {
     ($name:ident, $kind:expr, $size:literal) => {
-        /// Adds `scale` times the sums of all blocks.
+        /// Adds `scale` times the sums of all blocks, as [`super::rows::float_row`] does.
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,popcnt")]
         unsafe fn $name<const N: usize, const CHAINS: usize>(
             masks: &[u64],
@@ -105,7 +107,7 @@ macro_rules! float_rows {
             }
             for (row, sum) in sums.iter_mut().enumerate() {
                 let all = chains.iter().fold(_mm512_setzero_ps(), |all, sums| _mm512_add_ps(all, sums[row]));
-                *sum += _mm512_reduce_add_ps(_mm512_mul_ps(all, _mm512_set1_ps(scale)));
+                *sum += sum_lanes(_mm512_mul_ps(all, _mm512_set1_ps(scale)));
             }
         }
     };
