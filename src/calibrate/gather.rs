@@ -4,9 +4,11 @@ use ndarray::ArrayView2;
 
 use super::samples::Kind;
 use super::{CalibrateError, Samples, Store};
+use crate::error::NonFinite;
 use crate::layer::{LayerStats, Needs};
 use crate::model::Tap;
 use crate::model::blockwise::{Blockwise, Input};
+use crate::quantize::ActivationObserver;
 
 /// Layers with the same input, and what was seen of it.
 #[derive(Debug)]
@@ -16,6 +18,27 @@ pub(crate) struct Group {
     pub(crate) needs: Needs,
     /// `None` until the input is seen.
     pub(crate) stats: Option<LayerStats>,
+    /// Finds the range of the input, if that is asked for.
+    pub(crate) range: Option<ActivationObserver>,
+}
+
+impl Group {
+    /// Layers of whose input nothing is asked.
+    pub(crate) fn new(layers: Vec<String>) -> Self {
+        Self { layers, needs: Needs::Nothing, stats: None, range: None }
+    }
+
+    fn observe(&mut self, input: ArrayView2<'_, f32>) -> Result<(), NonFinite> {
+        if self.needs > Needs::Nothing {
+            let stats = self.stats.get_or_insert_with(|| LayerStats::new(input.ncols(), self.needs));
+            stats.observe(input)?;
+        }
+        if let Some(range) = &mut self.range {
+            let values = input.as_standard_layout();
+            range.observe(values.as_slice().unwrap_or_default())?;
+        }
+        Ok(())
+    }
 }
 
 /// Tokens of short sequences that go through a block together.
@@ -117,29 +140,29 @@ struct Gather<'a> {
 
 impl Tap for Gather<'_> {
     fn observe(&mut self, layers: &[&str], input: ArrayView2<'_, f32>) {
-        let Some(group) = layers.first().and_then(|layer| self.by_layer.get(*layer)) else { return };
-        let group = &mut self.groups[*group];
-        if group.needs == Needs::Nothing || self.failed.is_some() {
-            return;
-        }
-        let stats = group.stats.get_or_insert_with(|| LayerStats::new(input.ncols(), group.needs));
-        if let Err(found) = stats.observe(input) {
-            let width = input.ncols().max(1);
-            let (mut sample, mut token) = (self.first, found.index / width);
-            for length in &self.lengths {
-                if token < *length {
-                    break;
-                }
-                token -= length;
-                sample += 1;
+        for layer in layers {
+            if self.failed.is_none()
+                && let Some(group) = self.by_layer.get(*layer)
+                && let Err(found) = self.groups[*group].observe(input)
+            {
+                self.failed = Some(self.not_finite(layer, input.ncols(), found));
             }
-            self.failed = Some(CalibrateError::NonFinite {
-                layer: group.layers[0].clone(),
-                sample,
-                token,
-                feature: found.index % width,
-                value: found.value,
-            });
         }
+    }
+}
+
+impl Gather<'_> {
+    fn not_finite(&self, layer: &str, width: usize, found: NonFinite) -> CalibrateError {
+        let width = width.max(1);
+        let (mut sample, mut token) = (self.first, found.index / width);
+        for length in &self.lengths {
+            if token < *length {
+                break;
+            }
+            token -= length;
+            sample += 1;
+        }
+        let (layer, feature) = (layer.to_owned(), found.index % width);
+        CalibrateError::NonFinite { layer, sample, token, feature, value: found.value }
     }
 }

@@ -83,12 +83,16 @@ impl Samples {
             Kind::Tokens(sequences) => {
                 for tokens in sequences {
                     hash.update((tokens.len() as u64).to_le_bytes());
-                    tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+                    for token in tokens {
+                        hash.update(token.to_le_bytes());
+                    }
                 }
             }
             Kind::Features(inputs) => {
                 hash.update((inputs.ncols() as u64).to_le_bytes());
-                inputs.iter().for_each(|x| hash.update(x.to_bits().to_le_bytes()));
+                for x in inputs {
+                    hash.update(x.to_bits().to_le_bytes());
+                }
             }
         }
         hex(hash)

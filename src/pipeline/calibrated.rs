@@ -10,7 +10,7 @@ use super::PipelineError;
 use super::plan::{Job, Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
 use super::resume::Unfinished;
-use super::run::{Progress, Run};
+use super::run::{Progress, Run, Seen};
 use super::stream::Failure;
 use super::transforms::Changed;
 use crate::calibrate::{Group, Samples, Saved, Store, embed, observe_block, run_block};
@@ -22,8 +22,15 @@ use crate::layer::{Layer, LayerStats, Method, Needs};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
 use crate::model::overlay::Overlay;
-use crate::quantize::FloatCast;
-use crate::weight::CompressedWeight;
+use crate::quantize::{ActivationObserver, FloatCast};
+use crate::recipe::InputQuantization;
+use crate::weight::{CompressedWeight, InputScales};
+
+/// The tensors of a block, by name.
+type Planned<'p> = BTreeMap<&'p str, &'p PlannedTensor<'p>>;
+
+/// Tensors in the form that they will have in the output, and what became of them.
+type Finishing = (Vec<(String, CompressedWeight)>, Vec<TensorReport>);
 
 /// What the layers of a block are given while it is calibrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,7 +99,12 @@ impl Plan<'_> {
     /// What the recipe needs to know of the layers' inputs. Unless that is nothing, [`run_calibrated`](Self::run_calibrated)
     /// runs it.
     pub fn needs(&self) -> Needs {
-        self.tensors().iter().map(needs_of).max().unwrap_or_default().max(self.transforms.needs())
+        self.tensors()
+            .iter()
+            .map(|tensor| self.needs_of(tensor))
+            .max()
+            .unwrap_or_default()
+            .max(self.transforms.needs())
     }
 
     /// Does what is planned, as [`run`](Self::run), with calibration: every layer is compressed with regard to what goes into
@@ -176,15 +188,14 @@ impl Plan<'_> {
         let (blocks, outside) = self.tensors_of_blocks(&model);
         if !self.transforms.is_empty() {
             next(&outside)?;
-            let finished = match unfinished.block(blocks.len())? {
-                Some(finished) => finished,
-                None => {
-                    let names = outside.iter().map(|tensor| tensor.name());
-                    let changed = self.transforms.rotate(self.checkpoint, names)?;
-                    let (weights, reports) =
-                        self.finish(&outside, &changed, &BTreeMap::new(), calibration)?;
-                    unfinished.write_block(blocks.len(), &weights, &reports)?
-                }
+            let finished = if let Some(finished) = unfinished.block(blocks.len())? {
+                finished
+            } else {
+                let names = outside.iter().map(|tensor| tensor.name());
+                let changed = self.transforms.rotate(self.checkpoint, names)?;
+                let (weights, reports) =
+                    self.finish(&outside, &changed, (&BTreeMap::new(), &BTreeMap::new()), calibration)?;
+                unfinished.write_block(blocks.len(), &weights, &reports)?
             };
             let mut overlay = Overlay::default();
             for (name, weight) in finished.weights()? {
@@ -200,7 +211,9 @@ impl Plan<'_> {
         let all_saved = |saved: &Saved| (0..blocks.len()).all(|block| saved.has(block));
         let mut store = match calibration.samples {
             // nothing has to be run
-            Some(_) if saved.as_ref().is_some_and(all_saved) => Store::new(0, unfinished.folder()),
+            Some(_) if self.static_inputs().next().is_none() && saved.as_ref().is_some_and(all_saved) => {
+                Store::new(0, unfinished.folder())
+            }
             Some(samples) => {
                 let store = Store::new(calibration.memory, unfinished.folder());
                 embed(&model, samples, store)?
@@ -209,23 +222,20 @@ impl Plan<'_> {
         };
         for (block, tensors) in blocks.iter().enumerate() {
             next(tensors)?;
-            let finished = match unfinished.block(block)? {
-                Some(finished) => {
-                    if calibration.inputs == BlockInputs::Dense {
-                        run_block(&model, block, &mut store)?;
-                    }
-                    finished
+            let finished = if let Some(finished) = unfinished.block(block)? {
+                if calibration.inputs == BlockInputs::Dense {
+                    run_block(&model, block, &mut store)?;
                 }
-                None => {
-                    let (weights, reports) = self.calibrate_block(
-                        &mut model,
-                        block,
-                        tensors,
-                        &mut store,
-                        (calibration, saved.as_ref()),
-                    )?;
-                    unfinished.write_block(block, &weights, &reports)?
-                }
+                finished
+            } else {
+                let (weights, reports) = self.calibrate_block(
+                    &mut model,
+                    block,
+                    tensors,
+                    &mut store,
+                    (calibration, saved.as_ref()),
+                )?;
+                unfinished.write_block(block, &weights, &reports)?
             };
             if calibration.inputs == BlockInputs::Compressed && block + 1 < blocks.len() && store.len() > 0 {
                 let weights = finished.weights()?;
@@ -235,7 +245,9 @@ impl Plan<'_> {
                 model.restore(block, names.iter().map(String::as_str))?;
             }
             prepared.push(finished);
-            tensors.iter().for_each(|tensor| self.checkpoint.release_entry(&tensor.entry));
+            for tensor in tensors {
+                self.checkpoint.release_entry(&tensor.entry);
+            }
         }
         Ok(prepared)
     }
@@ -263,11 +275,30 @@ impl Plan<'_> {
         tensors: &[&PlannedTensor<'_>],
         store: &mut Store,
         (calibration, saved): (Calibration<'_>, Option<&Saved>),
-    ) -> Result<(Vec<(String, CompressedWeight)>, Vec<TensorReport>), PipelineError> {
-        let planned: BTreeMap<&str, &PlannedTensor<'_>> = tensors.iter().map(|t| (t.name(), *t)).collect();
+    ) -> Result<Finishing, PipelineError> {
+        let planned: Planned<'_> = tensors.iter().map(|t| (t.name(), *t)).collect();
         let mut changed = self.transforms.rotate(self.checkpoint, tensors.iter().map(|t| t.name()))?;
-        let rotated: Vec<String> = changed.values.keys().cloned().collect();
-        if !rotated.is_empty() {
+        self.replace_changed(model, block, &planned, &changed)?;
+        let mut stats = self.observe(model, block, &planned, store, saved)?;
+        self.transforms.scale(self, &planned, block, &mut changed, &mut stats)?;
+        self.replace_changed(model, block, &planned, &changed)?;
+        let inputs = self.observe_ranges(model, block, &planned, store)?;
+        if calibration.inputs == BlockInputs::Dense {
+            run_block(model, block, store)?;
+        }
+        model.restore(block, changed.values.keys().map(String::as_str))?;
+        self.finish(tensors, &changed, (&stats, &inputs), calibration)
+    }
+
+    /// Lets a block compute with what the transforms made of its tensors.
+    fn replace_changed(
+        &self,
+        model: &mut Blockwise<'_>,
+        block: usize,
+        planned: &Planned<'_>,
+        changed: &Changed,
+    ) -> Result<(), PipelineError> {
+        if !changed.values.is_empty() {
             let weight = |(name, values): (&String, &Vec<f32>)| {
                 let shape = &planned.get(name.as_str()).map_or(&[][..], |tensor| &tensor.entry.shape);
                 let weight = CompressedWeight::from_f32(shape, Precision::F32, values);
@@ -278,13 +309,7 @@ impl Plan<'_> {
                 changed.values.iter().map(weight).collect::<Result<Vec<_>, PipelineError>>()?,
             )?;
         }
-        let mut stats = self.observe(model, block, &planned, store, saved)?;
-        if calibration.inputs == BlockInputs::Dense {
-            run_block(model, block, store)?;
-        }
-        model.restore(block, rotated.iter().map(String::as_str))?;
-        self.transforms.scale(self, &planned, block, &mut changed, &mut stats)?;
-        self.finish(tensors, &changed, &stats, calibration)
+        Ok(())
     }
 
     /// Every tensor that is to be compressed with regard to its input must be part of a block.
@@ -292,7 +317,7 @@ impl Plan<'_> {
         let seen: Vec<String> =
             (0..model.blocks()).flat_map(|block| model.block_layers(block)).flatten().collect();
         let unseen = self.tensors().iter().find(|tensor| {
-            needs_of(tensor) > Needs::Nothing && !seen.iter().any(|layer| layer == tensor.entry.module())
+            self.needs_of(tensor) > Needs::Nothing && !seen.iter().any(|layer| layer == tensor.entry.module())
         });
         match unseen {
             None => Ok(()),
@@ -304,26 +329,68 @@ impl Plan<'_> {
         }
     }
 
+    /// What must be known of the input of a tensor's layer.
+    pub(super) fn needs_of(&self, tensor: &PlannedTensor<'_>) -> Needs {
+        let PlannedAction::Compress(job) = &tensor.action else { return Needs::Nothing };
+        let of_method = job.quantize.map(Method::needs).unwrap_or_default();
+        let is_static = matches!(job.inputs, Some(InputQuantization::Static { .. }));
+        let unknown = is_static && !self.input_scales.contains_key(tensor.name());
+        if unknown { of_method.max(Needs::Channels) } else { of_method }
+    }
+
+    /// What static quantization makes of the inputs of a block's layers, by layer.
+    fn observe_ranges(
+        &self,
+        model: &Blockwise<'_>,
+        block: usize,
+        planned: &Planned<'_>,
+        store: &mut Store,
+    ) -> Result<BTreeMap<String, InputScales>, PipelineError> {
+        // layers with the same input can be asked for in different ways
+        let layers = model.block_layers(block).into_iter().flatten();
+        let mut asked = Vec::new();
+        let mut groups = Vec::new();
+        for layer in layers {
+            let Some(tensor) = planned.get(format!("{layer}.weight").as_str()) else { continue };
+            let PlannedAction::Compress(job) = &tensor.action else { continue };
+            let Some(InputQuantization::Static { symmetric, observer }) = job.inputs else { continue };
+            let error = PipelineError::method(self.source(), tensor.name());
+            let range = Some(ActivationObserver::new(observer).map_err(error)?);
+            groups.push(Group { range, ..Group::new(vec![layer]) });
+            asked.push((tensor.name(), symmetric, job.precision));
+        }
+        if !groups.is_empty() {
+            observe_block(model, block, &mut groups, store)?;
+        }
+        let mut inputs = BTreeMap::new();
+        for (group, (name, symmetric, precision)) in groups.into_iter().zip(asked) {
+            let (Some(range), Some(layer)) = (group.range, group.layers.into_iter().next()) else { continue };
+            let scales = range.static_input(symmetric, precision);
+            inputs.insert(layer, scales.map_err(PipelineError::method(self.source(), name))?);
+        }
+        Ok(inputs)
+    }
+
     /// What goes into the layers of a block, by layer.
     fn observe(
         &self,
         model: &Blockwise<'_>,
         block: usize,
-        planned: &BTreeMap<&str, &PlannedTensor<'_>>,
+        planned: &Planned<'_>,
         store: &mut Store,
         saved: Option<&Saved>,
     ) -> Result<BTreeMap<String, LayerStats>, PipelineError> {
         let needs = |layers: &[String]| {
             let of = |layer: &String| {
                 let of_method =
-                    planned.get(format!("{layer}.weight").as_str()).map(|tensor| needs_of(tensor));
+                    planned.get(format!("{layer}.weight").as_str()).map(|tensor| self.needs_of(tensor));
                 of_method.unwrap_or_default().max(self.transforms.needs_of(layer))
             };
             layers.iter().map(of).max().unwrap_or_default()
         };
         let groups = model.block_layers(block).into_iter();
         let mut groups: Vec<Group> =
-            groups.map(|layers| Group { needs: needs(&layers), layers, stats: None }).collect();
+            groups.map(|layers| Group { needs: needs(&layers), ..Group::new(layers) }).collect();
         if let Some(saved) = saved {
             if saved.has(block) {
                 saved.read(block, &mut groups)?;
@@ -353,21 +420,22 @@ impl Plan<'_> {
         &self,
         tensors: &[&PlannedTensor<'_>],
         changed: &Changed,
-        stats: &BTreeMap<String, LayerStats>,
+        (stats, inputs): (&BTreeMap<String, LayerStats>, &BTreeMap<String, InputScales>),
         calibration: Calibration<'_>,
-    ) -> Result<(Vec<(String, CompressedWeight)>, Vec<TensorReport>), PipelineError> {
+    ) -> Result<Finishing, PipelineError> {
         let (mut weights, mut reports) = (Vec::new(), Vec::new());
         for tensor in tensors {
-            let (name, of_input) = (tensor.name(), stats.get(tensor.entry.module()));
+            let (name, layer) = (tensor.name(), tensor.entry.module());
+            let seen = Seen { stats: stats.get(layer), input: inputs.get(layer).copied() };
             let values = changed.values.get(name);
             let (weight, mut report) = match (&tensor.action, values) {
                 (PlannedAction::Compress(job), Some(values)) => {
-                    self.compress_observed(tensor, job, values, of_input, calibration)?
+                    self.compress_observed(tensor, job, values, seen, calibration)?
                 }
                 // the next block is to see what becomes of it
                 (PlannedAction::Compress(job), None) => {
                     let values = self.checkpoint.values(name)?;
-                    self.compress_observed(tensor, job, &values, of_input, calibration)?
+                    self.compress_observed(tensor, job, &values, seen, calibration)?
                 }
                 (_, Some(values)) => self.round_changed(tensor, values)?,
                 (_, None) => continue,
@@ -411,12 +479,12 @@ impl Plan<'_> {
         tensor: &PlannedTensor<'_>,
         job: &Job<'_>,
         values: &[f32],
-        stats: Option<&LayerStats>,
+        seen: Seen<'_>,
         calibration: Calibration<'_>,
     ) -> Result<(CompressedWeight, TensorReport), PipelineError> {
         let error = || PipelineError::method(self.source(), tensor.name());
         let compressed =
-            self.compress(tensor, job, &tensor.entry.shape, values, stats).map_err(|e| match e {
+            self.compress(tensor, job, &tensor.entry.shape, values, seen).map_err(|e| match e {
                 Failure::Run(error) => error,
                 Failure::Method(e) => error()(e),
             })?;
@@ -453,11 +521,4 @@ fn common_prefix(layers: &[Vec<String>]) -> String {
         prefix.truncate(until);
     }
     prefix
-}
-
-fn needs_of(tensor: &PlannedTensor<'_>) -> Needs {
-    match &tensor.action {
-        PlannedAction::Compress(Job { quantize: Some(method), .. }) => method.needs(),
-        _ => Needs::Nothing,
-    }
 }

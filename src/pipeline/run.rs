@@ -20,7 +20,7 @@ use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 use crate::quantize::FloatCast;
 use crate::recipe::InputQuantization;
-use crate::weight::{LayoutKind, QuantizedInput};
+use crate::weight::{InputScales, LayoutKind, QuantizedInput};
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
 const SMALL_FILES: u64 = 1 << 16;
@@ -34,6 +34,14 @@ pub struct Progress<'a> {
     pub done: u64,
     /// Source bytes of all tensors.
     pub total: u64,
+}
+
+/// What calibration saw at the layer of a tensor.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen<'s> {
+    pub(super) stats: Option<&'s LayerStats>,
+    /// What static quantization makes of its input.
+    pub(super) input: Option<InputScales>,
 }
 
 /// What compression did to one tensor.
@@ -98,7 +106,7 @@ impl Plan<'_> {
     ) -> Result<Run, PipelineError> {
         if self.needs() > Needs::Nothing {
             let path = self.source().to_path_buf();
-            let needs = |tensor: &&PlannedTensor<'_>| matches!(&tensor.action, PlannedAction::Compress(job) if job.quantize.is_some_and(|m| m.needs() > Needs::Nothing));
+            let needs = |tensor: &&PlannedTensor<'_>| self.needs_of(tensor) > Needs::Nothing;
             let method = self.tensors().iter().find(needs).map(|tensor| tensor.methods().join(" + "));
             return Err(PipelineError::NeedsCalibration { path, method: method.unwrap_or_default() });
         }
@@ -214,11 +222,12 @@ impl Plan<'_> {
         let error = || PipelineError::method(self.source(), tensor.name());
         let values = self.checkpoint.values(tensor.name())?;
         reduce::first_non_finite(&values).map_or(Ok(()), |found| Err(error()(found.into())))?;
-        let compressed =
-            self.compress(tensor, job, &tensor.entry.shape, &values, None).map_err(|e| match e {
+        let compressed = self.compress(tensor, job, &tensor.entry.shape, &values, Seen::default()).map_err(
+            |e| match e {
                 Failure::Run(error) => error,
                 Failure::Method(e) => error()(e),
-            })?;
+            },
+        )?;
         Ok((values, compressed))
     }
 
@@ -229,9 +238,9 @@ impl Plan<'_> {
         job: &Job<'_>,
         shape: &[usize],
         values: &[f32],
-        stats: Option<&LayerStats>,
+        seen: Seen<'_>,
     ) -> Result<Compressed, Failure> {
-        let layer = Layer { stats, ..Layer::new(shape, values, job.precision) };
+        let layer = Layer { stats: seen.stats, ..Layer::new(shape, values, job.precision) };
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
             MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask(),
@@ -253,7 +262,7 @@ impl Plan<'_> {
                 Layer { values: &pruned, mask: Some(mask), ..layer }
             }
         };
-        let input = self.input(tensor, job)?;
+        let input = self.input(tensor, job, seen)?;
         let mut compressed = match job.quantize {
             Some(method) => method.compress(&layer),
             // only pruned: the kept values stay as they are
@@ -270,6 +279,7 @@ impl Plan<'_> {
         &self,
         tensor: &PlannedTensor<'_>,
         job: &Job<'_>,
+        seen: Seen<'_>,
     ) -> Result<Option<QuantizedInput>, PipelineError> {
         let (symmetric, scales) = match job.inputs {
             None => return Ok(None),
@@ -277,12 +287,12 @@ impl Plan<'_> {
                 return Ok(Some(QuantizedInput::Dynamic { symmetric }));
             }
             Some(InputQuantization::Static { symmetric, .. }) => {
-                (symmetric, self.input_scales.get(tensor.name()))
+                (symmetric, seen.input.as_ref().or_else(|| self.input_scales.get(tensor.name())).copied())
             }
         };
         match scales {
             Some(scales) if scales.zero_point().is_none() == symmetric => {
-                Ok(Some(QuantizedInput::Static(*scales)))
+                Ok(Some(QuantizedInput::Static(scales)))
             }
             _ => Err(PipelineError::InputScales {
                 path: self.source().to_path_buf(),

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::Prepared;
+use super::run::Seen;
 use crate::checkpoint::formats::{self, Piece, encode, encode_rows};
 use crate::checkpoint::{CheckpointError, FloatBuffer, FloatSource, Stored, TensorWriter};
 use crate::dtype::{FloatType, Precision};
@@ -234,7 +235,8 @@ impl Plan<'_> {
         if let Some(rows) = shape.first_mut() {
             *rows = block.rows.len();
         }
-        let Compressed { weight, clamped, .. } = self.compress(block.tensor, job, &shape, values, None)?;
+        let Compressed { weight, clamped, .. } =
+            self.compress(block.tensor, job, &shape, values, Seen::default())?;
         let data = encode_rows(&weight, &job.form, block.rows.start).map_err(MethodError::from)?;
         put(writer, block.slot, data)?;
         let pieces: Vec<Sums> =
