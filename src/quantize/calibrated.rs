@@ -83,7 +83,7 @@ pub(super) fn keep_better(
 ) -> Compressed {
     let [rounding_error, method_error] = output_errors(layer.values, [&rounded, &found.weight], hessian);
     // an error that is not a number is no better either
-    let kept_rounding = !(method_error <= rounding_error);
+    let better = method_error <= rounding_error;
     let mut notes = found.notes;
     if stats.tokens() < stats.size() as u64 {
         notes.push(format!(
@@ -95,13 +95,13 @@ pub(super) fn keep_better(
     let outcome = Outcome {
         rounding_error,
         method_error,
-        kept_rounding,
+        kept_rounding: !better,
         damping: found.damping,
         dead_channels: stats.abs_max().iter().filter(|x| **x == 0.0).count(),
         tokens: stats.tokens(),
         notes,
     };
-    let weight = if kept_rounding { rounded } else { found.weight };
+    let weight = if better { found.weight } else { rounded };
     Compressed { weight, clamped: 0, outcome: Some(outcome) }
 }
 

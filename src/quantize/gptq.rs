@@ -223,7 +223,7 @@ impl Method for Gptq {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        if !(self.damping >= 0.0 && self.damping <= 1.0) {
+        if !(0.0..=1.0).contains(&self.damping) {
             let (option, expected) = ("damping", "from 0 to 1");
             return Err(MethodError::Option { option, value: self.damping, expected });
         }

@@ -70,7 +70,9 @@ pub(crate) fn factor_upper(isa: Isa, matrix: &mut [f32], size: usize) -> Result<
                     let (before, x) = x.split_at_mut(j * PANEL);
                     let Some(x) = x.first_chunk_mut::<PANEL>() else { break };
                     let pivot = block[j * width + j];
-                    x.iter_mut().for_each(|x| *x /= pivot);
+                    for x in x.iter_mut() {
+                        *x /= pivot;
+                    }
                     add_outer(isa, &opposite[j * width..][..j], x, before);
                 }
                 for (lane, row) in rows.chunks_exact_mut(size).enumerate() {

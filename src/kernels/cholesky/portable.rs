@@ -16,8 +16,8 @@ pub(super) fn factor_block(block: &mut [f32], size: usize, least: &[f32]) -> Res
             *x /= pivot;
             *to = *x;
         }
-        for i in 0..j {
-            let factor = -column[i];
+        for (i, x) in column[..j].iter().enumerate() {
+            let factor = -x;
             let row = &mut block[i * size + i..i * size + j];
             row.iter_mut().zip(&column[i..j]).for_each(|(to, x)| *to = factor.mul_add(*x, *to));
         }

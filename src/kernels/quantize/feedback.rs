@@ -83,12 +83,12 @@ fn columns(block: Feedback<'_>, round: impl Fn(f32, f32, f32) -> (u8, f32)) {
         let row = &factor[(columns.start + at) * (size + 1)..];
         let (scale, zero_point) = (&scales[groups[at]], &zero_points[groups[at]]);
         let kept = kept.get(at).copied().unwrap_or(u32::MAX);
-        for r in 0..PANEL {
+        for (r, (out, error)) in out.iter_mut().zip(errors.iter_mut()).enumerate() {
             let w = weights[at][r];
             let (code, value) = round(w + now[r] / row[0], scale[r], zero_point[r]);
             let keep = kept >> r & 1 == 1;
-            out[r] = if keep { code } else { zero_point[r] as i8 as u8 };
-            errors[r] = w - if keep { value } else { 0.0 };
+            *out = if keep { code } else { zero_point[r] as i8 as u8 };
+            *error = w - if keep { value } else { 0.0 };
         }
         for (factor, later) in row[1..].iter().zip(later.iter_mut()) {
             later.iter_mut().zip(&*errors).for_each(|(to, x)| *to = factor.mul_add(*x, *to));
