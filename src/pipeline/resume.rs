@@ -130,7 +130,9 @@ impl Unfinished {
 
     /// Removes the folder if no block has been finished.
     pub(super) fn remove_if_empty(self) {
-        if !self.folder.join(Self::block_name(0, "json")).exists() {
+        let is_block = |name: &str| name.starts_with("block-") && name.ends_with(".json");
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        if !entries.into_iter().any(|entry| is_block(&entry.file_name().to_string_lossy())) {
             self.remove();
         }
     }
