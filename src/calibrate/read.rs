@@ -53,13 +53,9 @@ impl Samples {
         tokenizer: Option<&Tokenizer>,
     ) -> Result<Self, CalibrateError> {
         let path = path.as_ref();
-        let text_of = |tokens: &mut dyn FnMut(&Tokenizer) -> Result<Vec<Vec<u32>>, CalibrateError>| {
-            let reason =
-                "holds text, but the model has no tokenizer.json beside it; give token ids".to_owned();
-            tokens(
-                tokenizer
-                    .ok_or_else(|| CalibrateError::Samples { path: Some(path.to_path_buf()), reason })?,
-            )
+        let needs_tokenizer = || {
+            let reason = "holds text, but the model has no tokenizer.json beside it; give token ids";
+            tokenizer.ok_or_else(|| bad(path, reason.into()))
         };
         let encode = |tokenizer: &Tokenizer, text: &str| {
             if decoder {
@@ -81,9 +77,7 @@ impl Samples {
                 for (line, value) in chosen {
                     let tokens = match (token_ids(value), value.get("text").and_then(Value::as_str)) {
                         (Some(tokens), _) => tokens.into_iter().take(cut.context).collect(),
-                        (None, Some(text)) => {
-                            text_of(&mut |tokenizer| Ok(vec![encode(tokenizer, text)?]))?.remove(0)
-                        }
+                        (None, Some(text)) => encode(needs_tokenizer()?, text)?,
                         (None, None) => {
                             let reason = format!("line {line} has neither `text` nor a list of `input_ids`");
                             return Err(bad(path, reason));
@@ -98,17 +92,15 @@ impl Samples {
             }
             _ => {
                 let text = read_text(path)?;
-                let sequences = if decoder {
-                    text_of(&mut |tokenizer| {
-                        let tokens = tokenizer.encode(&text, false)?;
-                        let pieces: Vec<&[u32]> = tokens.chunks_exact(cut.context.max(1)).collect();
-                        Ok(cut.choose(pieces.len()).into_iter().map(|i| pieces[i].to_vec()).collect())
-                    })?
+                let tokenizer = needs_tokenizer()?;
+                let sequences: Vec<Vec<u32>> = if decoder {
+                    let tokens = tokenizer.encode(&text, false)?;
+                    let pieces: Vec<&[u32]> = tokens.chunks_exact(cut.context.max(1)).collect();
+                    cut.choose(pieces.len()).into_iter().map(|i| pieces[i].to_vec()).collect()
                 } else {
                     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-                    text_of(&mut |tokenizer| {
-                        cut.choose(lines.len()).into_iter().map(|i| encode(tokenizer, lines[i])).collect()
-                    })?
+                    let chosen = cut.choose(lines.len()).into_iter();
+                    chosen.map(|i| encode(tokenizer, lines[i])).collect::<Result<_, _>>()?
                 };
                 if sequences.is_empty() {
                     let reason = format!("holds fewer than the {} tokens of one sample", cut.context);

@@ -396,7 +396,9 @@ impl Plan<'_> {
                 saved.read(block, &mut groups)?;
             } else {
                 // whatever the next recipe needs
-                groups.iter_mut().for_each(|group| group.needs = Needs::Hessian);
+                for group in &mut groups {
+                    group.needs = Needs::Hessian;
+                }
                 observe_block(model, block, &mut groups, store)?;
                 saved.write(block, &groups)?;
             }

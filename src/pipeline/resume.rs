@@ -130,8 +130,8 @@ impl Unfinished {
 
     /// Removes the folder if no block has been finished.
     pub(super) fn remove_if_empty(self) {
-        let is_block = |name: &str| name.starts_with("block-") && name.ends_with(".json");
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let is_block = |name: &str| name.starts_with("block-");
         if !entries.into_iter().any(|entry| is_block(&entry.file_name().to_string_lossy())) {
             self.remove();
         }

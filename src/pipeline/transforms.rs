@@ -175,7 +175,9 @@ impl Transforms {
                     fold.scale(name, &mut values, &scales)?;
                     changed.values.insert(name.to_owned(), values);
                 }
-                names.iter().for_each(|name| changed.say(name, words.clone()));
+                for name in &names {
+                    changed.say(name, words.clone());
+                }
             }
         }
         Ok(())

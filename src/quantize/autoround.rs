@@ -5,7 +5,7 @@ use super::calibrated::{better_of, hessian};
 use super::observer::Range;
 use super::tiles::{IntTarget, is_pruned};
 use crate::dtype::Precision;
-use crate::kernels::symmetric::{SymmetricPanels, inner};
+use crate::kernels::symmetric::{SymmetricTiles, inner};
 use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
 use crate::weight::{Bits, Coding, Granularity, ScaleGrid};
 
@@ -112,7 +112,7 @@ impl Method for AutoRound {
         let at_once = rows.min(together * rayon::current_num_threads());
         // the packed Hessian; of the rows at work offsets, errors, products and two sets of codes; all codes; the final check
         let of_rows = at_once * cols * (3 * size_of::<f32>() + 2);
-        (size_of::<f32>() * (cols * cols.next_multiple_of(16) + 2 * rows * cols) + of_rows + rows * cols)
+        (size_of::<f32>() * (cols * cols.next_multiple_of(12) + 2 * rows * cols) + of_rows + rows * cols)
             as u64
     }
 
@@ -125,7 +125,7 @@ impl Method for AutoRound {
             return Ok(better_of(layer, stats, hessian, rounding.clone(), rounding.weight));
         }
         let grid = self.target.grid(layer);
-        let panels = SymmetricPanels::new(hessian, cols);
+        let matrix = SymmetricTiles::new(hessian, cols);
         let together = ROWS.next_multiple_of(grid.block_rows);
         let learned: Result<Vec<Best>, MethodError> = layer
             .values
@@ -136,7 +136,7 @@ impl Method for AutoRound {
                 let mut learner = Learner::new(self, layer, grid, first_row, values);
                 for step in 0..self.iterations {
                     let left = 1.0 - step as f32 / self.iterations as f32;
-                    learner.step(&panels, rate * left)?;
+                    learner.step(&matrix, rate * left)?;
                 }
                 Ok(learner.best)
             })
@@ -217,7 +217,7 @@ impl<'a> Learner<'a> {
     }
 
     /// Measures the loss, keeps what is better than before, and descends.
-    fn step(&mut self, panels: &SymmetricPanels, rate: f32) -> Result<(), MethodError> {
+    fn step(&mut self, matrix: &SymmetricTiles, rate: f32) -> Result<(), MethodError> {
         let codes = self.method.target.codes();
         let precision = self.layer.precision;
         let tiles: Result<Vec<Affine>, MethodError> = self
@@ -229,7 +229,7 @@ impl<'a> Learner<'a> {
             .collect();
         let tiles = tiles?;
         self.round(&tiles);
-        panels.product(&self.difference, &mut self.products);
+        matrix.product(&self.difference, &mut self.products);
         self.keep_best(&tiles);
         let slopes = self.descend(&tiles, rate);
         if self.method.tune_range {
@@ -244,17 +244,44 @@ impl<'a> Learner<'a> {
     fn round(&mut self, tiles: &[Affine]) {
         let (cols, precision) = (self.layer.cols(), self.layer.precision);
         let (low, high) = self.method.target.bits.range();
-        let (low, high) = (low as f32, high as f32);
+        let grid = self.grid;
+        let mut levels = Vec::new();
         for (row, values) in self.values.chunks_exact(cols).enumerate() {
-            for (col, w) in values.iter().enumerate() {
-                let i = row * cols + col;
-                let tile = tiles[self.grid.index(row, col)];
+            let at = row * cols;
+            let of_row = values
+                .chunks(grid.block_cols)
+                .zip(self.offsets[at..at + cols].chunks(grid.block_cols))
+                .zip(self.codes[at..at + cols].chunks_mut(grid.block_cols))
+                .zip(self.difference[at..at + cols].chunks_mut(grid.block_cols));
+            for (run, (((values, offsets), codes), differences)) in of_row.enumerate() {
+                let tile = tiles[grid.index(row, run * grid.block_cols)];
                 let zero_point = f32::from(tile.zero_point);
-                let pruned = is_pruned(self.layer, self.first_row + row, col);
-                let place = before_rounding(*w, tile, precision) + self.offsets[i];
-                let code = if pruned { zero_point } else { place.clamp(low, high).round_ties_even() };
-                self.codes[i] = code as i8;
-                self.difference[i] = precision.round((code - zero_point) * tile.scale) - w;
+                // what every code stands for
+                levels.clear();
+                levels.extend(
+                    (low..=high).map(|code| precision.round((code as f32 - zero_point) * tile.scale)),
+                );
+                let places = values.iter().zip(offsets).zip(codes.iter_mut().zip(differences));
+                for ((w, offset), (code, difference)) in places {
+                    let place = w / tile.scale + zero_point + offset;
+                    let nearest = place.clamp(low as f32, high as f32).round_ties_even();
+                    *code = nearest as i8;
+                    *difference = levels[(nearest as i32 - low) as usize] - w;
+                }
+            }
+        }
+        if self.layer.mask.is_some() {
+            self.skip_pruned(tiles);
+        }
+    }
+
+    /// What was pruned stays zero.
+    fn skip_pruned(&mut self, tiles: &[Affine]) {
+        let cols = self.layer.cols();
+        for (i, (code, difference)) in self.codes.iter_mut().zip(&mut self.difference).enumerate() {
+            if is_pruned(self.layer, self.first_row + i / cols, i % cols) {
+                *code = tiles[self.grid.index(i / cols, i % cols)].zero_point;
+                *difference = -self.values[i];
             }
         }
     }
@@ -277,39 +304,46 @@ impl<'a> Learner<'a> {
 
     /// Moves the offsets, and gathers the gradients of the ranges.
     fn descend(&mut self, tiles: &[Affine], rate: f32) -> Vec<Slope> {
-        let (cols, precision) = (self.layer.cols(), self.layer.precision);
+        let cols = self.layer.cols();
         let (low, high) = self.method.target.bits.range();
         let symmetric = self.method.target.symmetric;
+        let (low, high) = (low as f32, high as f32);
+        let grid = self.grid;
         let mut slopes = vec![Slope::default(); tiles.len()];
-        for (i, (w, gradient)) in self.values.iter().zip(&self.products).enumerate() {
-            let (row, col) = (i / cols, i % cols);
-            if *gradient == 0.0 || is_pruned(self.layer, self.first_row + row, col) {
-                continue;
-            }
-            let index = self.grid.index(row, col);
-            let (tile, slope, ends) = (tiles[index], &mut slopes[index], &self.ends[index]);
-            let zero_point = f32::from(tile.zero_point);
-            let steps = f32::from(self.codes[i]) - zero_point;
-            let place = (before_rounding(*w, tile, precision) + self.offsets[i]).round_ties_even();
-            let gradient = f64::from(*gradient);
-            if (low as f32..=high as f32).contains(&place) {
-                slope.scale += gradient * f64::from(steps - w / tile.scale);
-                let offset = &mut self.offsets[i];
-                *offset = (*offset - rate * gradient.signum() as f32).clamp(-0.5, 0.5);
-            } else if symmetric {
-                slope.scale += gradient * f64::from(steps);
-            } else {
-                slope.scale += gradient * f64::from(steps - ends.full.min * ends.alpha / tile.scale);
-                slope.min += gradient;
+        for (row, values) in self.values.chunks_exact(cols).enumerate() {
+            let at = row * cols;
+            let of_row = values
+                .chunks(grid.block_cols)
+                .zip(self.offsets[at..at + cols].chunks_mut(grid.block_cols))
+                .zip(self.codes[at..at + cols].chunks(grid.block_cols))
+                .zip(self.products[at..at + cols].chunks(grid.block_cols));
+            for (run, (((values, offsets), codes), gradients)) in of_row.enumerate() {
+                let first = run * grid.block_cols;
+                let index = grid.index(row, first);
+                let (tile, slope, ends) = (tiles[index], &mut slopes[index], &self.ends[index]);
+                let zero_point = f32::from(tile.zero_point);
+                let places = values.iter().zip(offsets).zip(codes.iter().zip(gradients)).enumerate();
+                for (i, ((w, offset), (code, gradient))) in places {
+                    if *gradient == 0.0 || is_pruned(self.layer, self.first_row + row, first + i) {
+                        continue;
+                    }
+                    let steps = f32::from(*code) - zero_point;
+                    let place = (w / tile.scale + zero_point + *offset).round_ties_even();
+                    let gradient = f64::from(*gradient);
+                    if (low..=high).contains(&place) {
+                        slope.scale += gradient * f64::from(steps - w / tile.scale);
+                        *offset = (*offset - rate * gradient.signum() as f32).clamp(-0.5, 0.5);
+                    } else if symmetric {
+                        slope.scale += gradient * f64::from(steps);
+                    } else {
+                        slope.scale += gradient * f64::from(steps - ends.full.min * ends.alpha / tile.scale);
+                        slope.min += gradient;
+                    }
+                }
             }
         }
         slopes
     }
-}
-
-/// Where among the codes a value lies.
-fn before_rounding(w: f32, tile: Affine, precision: Precision) -> f32 {
-    precision.round(precision.round(w / tile.scale) + f32::from(tile.zero_point))
 }
 
 impl Ends {

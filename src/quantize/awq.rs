@@ -5,8 +5,9 @@ use super::calibrated::{better_of, hessian, hessian_of};
 use super::observer::Range;
 use super::round::{CodeType, RoundToNearest};
 use super::tiles::{IntTarget, affines, is_pruned};
+use crate::kernels::gram::quadratic_form;
 use crate::kernels::reduce;
-use crate::kernels::symmetric::SymmetricPanels;
+use crate::kernels::symmetric::SymmetricTiles;
 use crate::layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs};
 use crate::weight::{Bits, Coding, Granularity};
 
@@ -88,12 +89,14 @@ pub fn awq_scales(
             return Err(MethodError::StatsShape { expected: layer.cols(), actual: size });
         }
     }
-    let panels = SymmetricPanels::new(matrix, size);
     let method = RoundToNearest::codes(codes).granularity(granularity);
     let error_of = |scales: Option<&[f32]>| -> Result<f64, MethodError> {
-        layers.iter().map(|layer| Ok(panels.error(&difference(layer, &method, scales)?))).sum()
+        layers
+            .iter()
+            .map(|layer| Ok(quadratic_form(&difference(layer, &method, scales)?, size, matrix)))
+            .sum()
     };
-    let whole: f64 = layers.iter().map(|layer| panels.error(layer.values)).sum();
+    let whole: f64 = layers.iter().map(|layer| quadratic_form(layer.values, size, matrix)).sum();
     let rounding = error_of(None)?;
     let mut best = (rounding, 0.0, None);
     let activations: Vec<f32> = stats.mean_abs().iter().map(|x| *x as f32).collect();
@@ -251,41 +254,51 @@ impl ClippedRounding {
     ) -> Result<Vec<Affine>, MethodError> {
         let (grid, cols) = (self.target.grid(layer), layer.cols());
         let columns = column * grid.block_cols..((column + 1) * grid.block_cols).min(cols);
-        let panels = SymmetricPanels::of_block(hessian, cols, columns.clone());
-        let bands = (0..grid.rows).into_par_iter().map(|band| {
-            let rows = band * grid.block_rows..((band + 1) * grid.block_rows).min(layer.rows());
-            let mut values = Vec::with_capacity(rows.len() * columns.len());
-            for row in rows.clone() {
-                values.extend_from_slice(&layer.values[row * cols..][columns.clone()]);
-            }
-            // what was pruned is zero, and zero is in every range
-            let (min, max) = reduce::min_max(&values)?;
-            let largest = max.max(-min);
-            let plain = plain[band * grid.cols + column];
-            let codes = self.target.codes();
-            let error_of = |affine: Affine| {
-                let mut difference: Vec<f32> = Vec::with_capacity(values.len());
-                for (i, w) in values.iter().enumerate() {
-                    let (row, col) = (rows.start + i / columns.len(), columns.start + i % columns.len());
-                    let pruned = is_pruned(layer, row, col);
-                    let w_hat = affine.fake_quantize(*w, codes, layer.precision);
-                    difference.push(if pruned { 0.0 } else { w_hat - w });
+        let tiles = SymmetricTiles::of_block(hessian, cols, columns.clone());
+        let width = columns.len();
+        let rows_of = |band: usize| band * grid.block_rows..((band + 1) * grid.block_rows).min(layer.rows());
+        let run = |row: usize| &layer.values[row * cols..][columns.clone()];
+        // what was pruned is zero, and zero is in every range
+        let ranges: Result<Vec<Range>, MethodError> = (0..grid.rows)
+            .map(|band| {
+                rows_of(band).try_fold(Range { min: 0.0, max: 0.0 }, |all, row| {
+                    let (min, max) = reduce::min_max(run(row))?;
+                    Ok(Range { min: all.min.min(min), max: all.max.max(max) })
+                })
+            })
+            .collect();
+        let ranges = ranges?;
+        let codes = self.target.codes();
+        let mut difference = vec![0.0; layer.rows() * width];
+        let mut errors_of = |affines: &[Affine]| -> Vec<f64> {
+            difference.par_chunks_exact_mut(width.max(1)).enumerate().for_each(|(row, difference)| {
+                let affine = affines[row / grid.block_rows];
+                for (i, (to, w)) in difference.iter_mut().zip(run(row)).enumerate() {
+                    let pruned = is_pruned(layer, row, columns.start + i);
+                    let w_hat = if pruned { *w } else { affine.fake_quantize(*w, codes, layer.precision) };
+                    *to = w_hat - w;
                 }
-                panels.error(&difference)
-            };
-            let mut best = (error_of(plain), plain);
-            for step in 1..(self.shrink * self.steps as f64) as usize {
+            });
+            tiles.errors_of_rows(&difference).chunks(grid.block_rows).map(|rows| rows.iter().sum()).collect()
+        };
+        let mut best: Vec<Affine> = (0..grid.rows).map(|band| plain[band * grid.cols + column]).collect();
+        let mut least = errors_of(&best);
+        for step in 1..(self.shrink * self.steps as f64) as usize {
+            let shrunk = |range: &Range| {
+                let largest = range.max.max(-range.min);
                 let limit = largest * (1.0 - step as f64 / self.steps as f64) as f32;
-                let range = Range { min: min.max(-limit), max: max.min(limit) };
-                let affine = Affine::from_range(range, codes, layer.precision)?;
-                let error = error_of(affine);
-                if error < best.0 {
-                    best = (error, affine);
+                let range = Range { min: range.min.max(-limit), max: range.max.min(limit) };
+                Affine::from_range(range, codes, layer.precision)
+            };
+            let affines = ranges.iter().map(shrunk).collect::<Result<Vec<_>, _>>()?;
+            let found = errors_of(&affines);
+            for (((best, least), affine), error) in best.iter_mut().zip(&mut least).zip(affines).zip(found) {
+                if error < *least {
+                    (*best, *least) = (affine, error);
                 }
             }
-            Ok(best.1)
-        });
-        bands.collect()
+        }
+        Ok(best)
     }
 }
 

@@ -1,5 +1,5 @@
 use super::round::RoundToNearest;
-use crate::kernels::symmetric::SymmetricPanels;
+use crate::kernels::gram::quadratic_form;
 use crate::layer::{Layer, LayerStats, Method, MethodError};
 use crate::weight::Bits;
 
@@ -125,15 +125,14 @@ fn scales_at(alpha: f32, activations: &[f32], weights: &[f32]) -> Vec<f32> {
 struct W8A8<'a> {
     layers: &'a [Layer<'a>],
     stats: &'a LayerStats,
-    panels: SymmetricPanels,
+    hessian: &'a [f32],
     outputs: f64,
 }
 
 impl<'a> W8A8<'a> {
-    fn new(layers: &'a [Layer<'a>], stats: &'a LayerStats, hessian: &[f32]) -> Self {
-        let panels = SymmetricPanels::new(hessian, stats.size());
-        let outputs = layers.iter().map(|layer| panels.error(layer.values)).sum();
-        Self { layers, stats, panels, outputs }
+    fn new(layers: &'a [Layer<'a>], stats: &'a LayerStats, hessian: &'a [f32]) -> Self {
+        let outputs = layers.iter().map(|layer| quadratic_form(layer.values, stats.size(), hessian)).sum();
+        Self { layers, stats, hessian, outputs }
     }
 
     fn of(&self, scales: &[f32]) -> Result<f64, MethodError> {
@@ -149,7 +148,8 @@ impl<'a> W8A8<'a> {
             let difference: Vec<f32> =
                 rounded.iter().zip(layer.values).zip(columns()).map(|((q, w), s)| q / s - w).collect();
             let squares: f64 = scaled.iter().map(|w| f64::from(*w).powi(2)).sum();
-            error += self.panels.error(&difference) + step * step / 12.0 * squares;
+            error +=
+                quadratic_form(&difference, self.stats.size(), self.hessian) + step * step / 12.0 * squares;
         }
         Ok(if error == 0.0 { 0.0 } else { error / self.outputs })
     }

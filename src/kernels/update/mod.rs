@@ -38,7 +38,7 @@ multiversion! {
 }
 
 /// Adds the product of `a`, `[k][12]`, and `b`, `[k][32]`, to a tile.
-fn add_product(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
+pub(crate) fn add_product(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
     debug_assert_eq!(a.len() / TILE, b.len() / PANEL);
     match isa {
         #[cfg(target_arch = "x86_64")]
