@@ -40,7 +40,7 @@ pub use model::{
 };
 #[cfg(feature = "text")]
 pub use model::{Tokenizer, TokenizerError};
-pub use pipeline::{PipelineError, Plan, Run, VerifyOptions, verify};
+pub use pipeline::{BlockInputs, Calibration, PipelineError, Plan, Run, VerifyOptions, verify};
 pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
 pub use quantize::{
     ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,

@@ -107,6 +107,19 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
+impl Outcome {
+    /// The error of what was kept.
+    pub fn error(&self) -> f64 {
+        if self.kept_rounding { self.rounding_error } else { self.method_error }
+    }
+
+    /// What did not go as asked, in words; empty if all did.
+    pub fn words(&self) -> String {
+        let lost = self.kept_rounding.then(|| "lost to plain rounding, which was kept".to_owned());
+        lost.into_iter().chain(self.notes.iter().cloned()).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// A way to compress one layer.
 pub trait Method: std::fmt::Debug + Send + Sync {
     /// What the method is called in plans and reports.

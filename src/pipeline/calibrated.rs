@@ -491,13 +491,10 @@ impl Plan<'_> {
                 Failure::Method(e) => error()(e),
             })?;
         if let (true, Some(outcome)) = (calibration.strict, &compressed.outcome) {
-            let mut reasons = outcome.notes.clone();
-            if outcome.kept_rounding {
-                reasons.push("the method lost to plain rounding".into());
-            }
+            let reasons = outcome.words();
             if !reasons.is_empty() {
                 let (path, tensor) = (self.source().to_path_buf(), tensor.name().to_owned());
-                return Err(PipelineError::Strict { path, tensor, reasons: reasons.join("; ") });
+                return Err(PipelineError::Strict { path, tensor, reasons });
             }
         }
         let decoded = compressed.weight.dequantize();

@@ -1,6 +1,7 @@
 use super::number::percent;
 use super::{Align, Table};
 use crate::checkpoint::Entry;
+use crate::layer::Outcome;
 use crate::pipeline::{LayerReport, Plan, Verification};
 
 const LEFT: Align = Align::Left;
@@ -56,9 +57,9 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
     table
 }
 
-/// What compression did to every layer.
+/// What compression did to every layer; of calibrated ones also what it did to the layer's output.
 pub fn layers_table(layers: &[LayerReport]) -> Table {
-    let mut table = Table::new([
+    let mut columns = vec![
         ("tensor", LEFT),
         ("form", LEFT),
         ("bytes", RIGHT),
@@ -69,9 +70,14 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
         ("cosine", RIGHT),
         ("max error", RIGHT),
         ("clamped", RIGHT),
-    ]);
+    ];
+    let calibrated = layers.iter().any(|layer| layer.outcome.is_some());
+    if calibrated {
+        columns.extend([("output error", RIGHT), ("rounded", RIGHT), ("damping", RIGHT), ("notes", LEFT)]);
+    }
+    let mut table = Table::new(columns);
     for layer in layers {
-        table.row([
+        let mut row = vec![
             layer.name.clone().into(),
             layer.after.clone().into(),
             layer.bytes_before.into(),
@@ -82,7 +88,18 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
             format!("{:.6}", layer.errors.cosine).into(),
             format!("{:.2e}", layer.errors.max_abs).into(),
             layer.clamped.into(),
-        ]);
+        ];
+        if calibrated {
+            let text =
+                |text: &dyn Fn(&Outcome) -> String| layer.outcome.as_ref().map_or(String::new(), text).into();
+            row.extend([
+                text(&|outcome| format!("{:.2e}", outcome.error())),
+                text(&|outcome| format!("{:.2e}", outcome.rounding_error)),
+                text(&|outcome| format!("{}", outcome.damping)),
+                text(&Outcome::words),
+            ]);
+        }
+        table.row(row);
     }
     table
 }

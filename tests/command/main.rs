@@ -7,6 +7,7 @@ mod models;
 mod run;
 
 mod bytes;
+mod calibrated;
 mod interrupted;
 mod networks;
 mod output;

@@ -12,7 +12,7 @@ use crate::models::fixtures;
 use crate::run::{assert_contains, compressed, tersor};
 
 /// A network that transformers has run, beside a tokenizer whose words `0`, `1`, … are the ids themselves.
-fn network(name: &str, vocab_size: u32) -> Folder {
+pub(crate) fn network(name: &str, vocab_size: u32) -> Folder {
     let folder = Folder::new();
     for file in ["config.json", "model.safetensors"] {
         let path = fixtures().join("golden/transformers").join(name).join(file);
@@ -34,7 +34,7 @@ fn tokenizer(vocab_size: u32) -> Value {
 }
 
 /// A text of these tokens.
-fn words(ids: impl IntoIterator<Item = u32>) -> String {
+pub(crate) fn words(ids: impl IntoIterator<Item = u32>) -> String {
     ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ")
 }
 

@@ -1,0 +1,213 @@
+//! `compress` with calibration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::args;
+use crate::common::Folder;
+use crate::run::{BINARY, assert_contains, tersor};
+use crate::tasks::{network, words};
+
+/// A tiny decoder and a text for it.
+fn scene() -> (Folder, PathBuf) {
+    let model = network("llama", 64);
+    let text = words((0..6000u32).map(|i| (i * i * 7 + i * 13 + 5) % 64));
+    let text = model.put("calibration.txt", text);
+    (model, text)
+}
+
+fn bytes(folder: &Path) -> Vec<Vec<u8>> {
+    ["model.safetensors", "config.json", "tersor.json"]
+        .map(|file| fs::read(folder.join(file)).unwrap())
+        .into()
+}
+
+#[test]
+fn killed_runs_go_on_and_end_with_the_same_bytes() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let command = |output: &Path| {
+        let mut command = Command::new(BINARY);
+        command.args(args![
+            "compress",
+            model.path(),
+            "--preset",
+            "int4",
+            "--group-size",
+            "8",
+            "--method",
+            "gptq-act-order",
+            "--transform",
+            "rotate",
+            "--calibration",
+            text,
+            "--samples",
+            "100",
+            "--context",
+            "60",
+            "-o",
+            output,
+            "--quiet"
+        ]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let whole = folder.path().join("whole");
+    assert!(command(&whole).status().unwrap().success());
+    let output = folder.path().join("out");
+    let unfinished = folder.path().join("out.unfinished");
+    let mut killed = 0;
+    // whichever block is on the disk when the process is killed
+    for (file, delay) in [
+        ("run.json", 0),
+        ("run.json", 5),
+        ("block-00002.json", 0),
+        ("block-00000.json", 0),
+        ("block-00000.json", 3),
+    ] {
+        let mut child = command(&output).spawn().unwrap();
+        while !unfinished.join(file).exists() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(200));
+        }
+        sleep(Duration::from_millis(delay));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            killed += 1;
+        }
+        child.wait().unwrap();
+        if output.exists() {
+            break;
+        }
+    }
+    assert!(killed > 0);
+    if !output.exists() {
+        let ended = command(&output).output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    assert!(bytes(&output) == bytes(&whole));
+    assert!(!unfinished.exists());
+}
+
+#[test]
+fn the_report_puts_the_method_beside_plain_rounding() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    let base = args![
+        "compress",
+        model.path(),
+        "--preset",
+        "int3",
+        "--group-size",
+        "8",
+        "--method",
+        "gptq",
+        "--calibration",
+        text,
+        "--context",
+        "60",
+        "-o",
+        output
+    ];
+    let ran = tersor(base.into_iter().chain(args!["--markdown"]));
+    assert_contains(&ran.stdout, &["output error", "rounded", "damping", "| 0.01 |"]);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(output.join("tersor.json")).unwrap()).unwrap();
+    let outcome = &manifest["layers"][0]["outcome"];
+    assert!(outcome["method_error"].as_f64() < outcome["rounding_error"].as_f64(), "{outcome}");
+    assert_eq!(outcome["tokens"], 100 * 60);
+}
+
+#[test]
+fn kept_statistics_give_the_bytes_of_a_run() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let statistics = folder.path().join("statistics");
+    let run = |method: &str, name: &str, extra: Vec<std::ffi::OsString>| {
+        let output = folder.path().join(name);
+        let all = args![
+            "compress",
+            model.path(),
+            "--preset",
+            "int4",
+            "--group-size",
+            "8",
+            "--method",
+            method,
+            "--calibration",
+            text,
+            "--context",
+            "60",
+            "--inputs",
+            "dense",
+            "-o",
+            output,
+            "--quiet"
+        ];
+        let ran = tersor(all.into_iter().chain(extra));
+        (ran, output)
+    };
+    let kept = || args!["--statistics", statistics].to_vec();
+    run("autoround", "first", kept());
+    assert!(statistics.join("block-00001.safetensors").exists());
+    let (_, from_kept) = run("gptq", "kept", kept());
+    let (_, fresh) = run("gptq", "fresh", Vec::new());
+    assert!(bytes(&from_kept) == bytes(&fresh));
+    // those of other samples are refused
+    let (ran, _) =
+        run("gptq", "other", kept().into_iter().chain(args!["--samples", "7"]).collect::<Vec<_>>());
+    assert_contains(&ran.error(1), &["statistics", "other samples"]);
+}
+
+#[test]
+fn wrong_options_are_refused_in_one_line() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    let empty = folder.put("empty.txt", "");
+    let short = folder.put("short.txt", "1 2 3");
+    let lines = folder.put("lines.jsonl", "{\"text\": \"1 2 3\"}\n{\"words\": 4}\n");
+    let broken = folder.put("broken.jsonl", "{\"text\": \n");
+    for (options, parts) in [
+        (args!["--method", "gptq"].to_vec(), &["gptq", "give calibration samples"][..]),
+        (args!["--method", "gqtp", "--calibration", text].to_vec(), &["gqtp", "did you mean `gptq`"]),
+        (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
+        (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),
+        (args!["--method", "gptq", "--calibration", empty].to_vec(), &["empty.txt", "holds no text"]),
+        (
+            args!["--method", "gptq", "--calibration", short].to_vec(),
+            &["short.txt", "fewer than the 60 tokens"],
+        ),
+        (
+            args!["--method", "gptq", "--calibration", lines].to_vec(),
+            &["lines.jsonl", "line 2", "neither `text`"],
+        ),
+        (args!["--method", "gptq", "--calibration", broken].to_vec(), &["broken.jsonl", "line 1"]),
+        (
+            args!["--method", "gptq", "--calibration", folder.path().join("nowhere")].to_vec(),
+            &["nowhere", "cannot read"],
+        ),
+        (
+            args!["--method", "gptq", "--calibration", text, "--statistics", folder.path()].to_vec(),
+            &["--inputs dense"],
+        ),
+        (
+            args!["--method", "gptq", "--calibration", text, "--samples", "1", "--strict"].to_vec(),
+            &["say little", "strict"],
+        ),
+    ] {
+        let base = args!["compress", model.path(), "--preset", "int4", "--group-size", "8", "-o", output];
+        let context = if options.iter().any(|option| option == "--calibration") {
+            args!["--context", "60"].to_vec()
+        } else {
+            Vec::new()
+        };
+        let ran = tersor(base.into_iter().chain(options.clone()).chain(context));
+        assert_contains(&ran.error(1), parts);
+        assert!(!output.exists());
+        assert!(!folder.path().join("out.unfinished").exists(), "{options:?}");
+    }
+}
