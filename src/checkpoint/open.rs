@@ -6,23 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::CheckpointError;
 use super::class::TensorClass;
 use super::companions::Companions;
+use super::floats::{FloatSource, check_overflow};
+use super::folder::{INDEX, check_index, find_files, read_config};
 use super::formats::{self, compressed_tensors::QuantizationConfig};
-use super::header::{self, TensorEntry, UniqueMap};
+use super::header::{self, TensorEntry};
 use super::mapped::MappedTensor;
-use super::{mmap, positioned};
+use super::mmap;
 use crate::dtype::{DType, FloatType, Precision};
-use crate::file::read_regular;
 use crate::kernels::{convert, view};
 use crate::weight::{CompressedWeight, Form, Layout, Values, matrix_shape};
-
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
 
 struct Shard {
     path: PathBuf,
@@ -163,7 +160,8 @@ impl Checkpoint {
             shards.push(Shard { path, file, map: Arc::new(map), metadata: header.metadata });
         }
         if let Some(index) = index {
-            check_index(&root.join(INDEX), &index, &shards, &tensors)?;
+            let paths: Vec<&Path> = shards.iter().map(|shard| shard.path.as_path()).collect();
+            check_index(&root.join(INDEX), &index, &paths, &tensors)?;
         }
         let by_name = HashMap::new();
         let mut checkpoint = Self { root, shards, tensors, entries: Vec::new(), by_name, config };
@@ -424,194 +422,10 @@ impl Checkpoint {
     }
 }
 
-/// A finite f64 that became an infinite f32 is no fault of the checkpoint's, and no infinity of its. `values` are the
-/// elements of the tensor from `first` on, and `bytes` what they were.
-fn check_overflow(
-    path: &Path,
-    name: &str,
-    first: usize,
-    bytes: &[u8],
-    values: &[f32],
-) -> Result<(), CheckpointError> {
-    let (wide, _) = bytes.as_chunks::<8>();
-    let overflows = |i: &usize| values[*i].is_infinite() && f64::from_le_bytes(wide[*i]).is_finite();
-    let Some(index) = (0..values.len()).find(overflows) else { return Ok(()) };
-    let reason = format!(
-        "{:e} at index {} is beyond {:e}, the largest f32, in which tersor computes; rescale the tensor or ignore it",
-        f64::from_le_bytes(wide[index]),
-        first + index,
-        f32::MAX
-    );
-    Err(CheckpointError::tensor(path, name, reason))
-}
-
-/// A plain tensor of floats, read in pieces.
-///
-/// Pieces are read into the caller's buffers rather than taken from the map: copying from the system's cache is twice as
-/// fast as having its pages mapped, and they never count as this process's memory.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FloatSource<'a> {
-    path: &'a Path,
-    name: &'a str,
-    file: &'a File,
-    start: u64,
-    float: FloatType,
-}
-
-/// Space to read pieces into, for reuse.
-#[derive(Default)]
-pub(crate) struct FloatBuffer {
-    bytes: Vec<u8>,
-    values: Vec<f32>,
-}
-
-impl FloatSource<'_> {
-    /// Reads some elements, row-major.
-    pub(crate) fn read<'b>(
-        &self,
-        elements: Range<usize>,
-        buffer: &'b mut FloatBuffer,
-    ) -> Result<&'b [f32], CheckpointError> {
-        let offset = self.start + (elements.start * self.float.size()) as u64;
-        let error = || CheckpointError::io(self.path, "read");
-        let FloatBuffer { bytes, values } = buffer;
-        values.resize(elements.len(), 0.0);
-        if self.float == FloatType::F32
-            && let Some(bytes) = view::le_bytes_mut(values)
-        {
-            positioned::read_exact_at(self.file, bytes, offset).map_err(error())?;
-        } else {
-            bytes.resize(elements.len() * self.float.size(), 0);
-            positioned::read_exact_at(self.file, bytes, offset).map_err(error())?;
-            convert::widen(self.float, bytes, values);
-            if self.float == FloatType::F64 {
-                check_overflow(self.path, self.name, elements.start, bytes, values)?;
-            }
-        }
-        Ok(values)
-    }
-
-    /// Bytes of the buffers that so many elements are read into.
-    pub(crate) fn buffer_bytes(float: FloatType, elements: usize) -> usize {
-        elements * if float == FloatType::F32 { 4 } else { 4 + float.size() }
-    }
-}
-
 fn embedding_rows(config: Option<&Value>) -> Vec<usize> {
     ["vocab_size", "max_position_embeddings", "type_vocab_size"]
         .iter()
         .filter_map(|key| config?.get(key)?.as_u64())
         .map(|n| n as usize)
         .collect()
-}
-
-fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {
-    match read_regular(path) {
-        Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
-            Ok(config) if config.is_object() => Ok(Some(config)),
-            Ok(_) => Err(CheckpointError::config(path, "is not a JSON object")),
-            Err(e) => Err(CheckpointError::config(path, format!("is not JSON: {e}"))),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(CheckpointError::io(path, "read")(e)),
-    }
-}
-
-/// What an index must have no two of.
-#[derive(Deserialize)]
-struct UniqueKeys {
-    #[serde(rename = "weight_map")]
-    _weight_map: UniqueMap<Value>,
-}
-
-type WeightMap = BTreeMap<String, String>;
-
-/// The safetensors files of a folder, and the index that names them, if there is one.
-fn find_files(root: &Path) -> Result<(Vec<PathBuf>, Option<WeightMap>), CheckpointError> {
-    let index_path = root.join(INDEX);
-    if index_path.exists() {
-        let index = read_index(&index_path)?;
-        let mut names: Vec<&String> = index.values().collect();
-        names.sort();
-        names.dedup();
-        let mut files = Vec::new();
-        for name in names {
-            // a shard is a file of this folder, not a way out of it
-            let plain = Path::new(name).components().count() == 1 && Path::new(name).file_name().is_some();
-            let file = root.join(name);
-            if !plain || !file.is_file() {
-                let reason = format!("names the shard `{name}`, which is not a file of this folder");
-                return Err(CheckpointError::Index { path: index_path, reason });
-            }
-            files.push(file);
-        }
-        return Ok((files, Some(index)));
-    }
-    let single = root.join(SINGLE);
-    if single.exists() {
-        return Ok((vec![single], None));
-    }
-    let mut found = Vec::new();
-    for item in fs::read_dir(root).map_err(CheckpointError::io(root, "list"))? {
-        let path = item.map_err(CheckpointError::io(root, "list"))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    match found.len() {
-        1 => Ok((found, None)),
-        0 => Err(CheckpointError::NotACheckpoint {
-            path: root.to_path_buf(),
-            reason: format!("has neither {SINGLE} nor {INDEX}, nor any other .safetensors file"),
-        }),
-        n => Err(CheckpointError::NotACheckpoint {
-            path: root.to_path_buf(),
-            reason: format!("has {n} .safetensors files but no {INDEX}; name one of the files"),
-        }),
-    }
-}
-
-fn read_index(path: &Path) -> Result<WeightMap, CheckpointError> {
-    let bad = |reason: String| CheckpointError::Index { path: path.to_path_buf(), reason };
-    let bytes = read_regular(path).map_err(CheckpointError::io(path, "read"))?;
-    let index: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("is not JSON: {e}")))?;
-    let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| bad("has no `weight_map` from tensor names to files".into()))?;
-    if map.is_empty() {
-        return Err(bad("its `weight_map` is empty".into()));
-    }
-    // of two equal keys the last has won so far
-    serde_json::from_slice::<UniqueKeys>(&bytes).map_err(|e| bad(e.to_string()))?;
-    map.iter()
-        .map(|(tensor, file)| match file.as_str() {
-            Some(file) => Ok((tensor.clone(), file.to_owned())),
-            None => Err(bad(format!("`weight_map` gives tensor `{tensor}` no file name"))),
-        })
-        .collect()
-}
-
-/// Index and shards must agree about where every tensor stands.
-fn check_index(
-    path: &Path,
-    index: &WeightMap,
-    shards: &[Shard],
-    tensors: &BTreeMap<String, (usize, TensorEntry)>,
-) -> Result<(), CheckpointError> {
-    let bad = |reason: String| Err(CheckpointError::Index { path: path.to_path_buf(), reason });
-    for (tensor, file) in index {
-        match tensors.get(tensor) {
-            None => return bad(format!("names tensor `{tensor}`, which is not in its shard {file}")),
-            Some((shard, _)) => {
-                let actual = shards[*shard].path.file_name().unwrap_or_default().to_string_lossy();
-                if actual != file.as_str() {
-                    return bad(format!("says tensor `{tensor}` is in {file}, but it is in {actual}"));
-                }
-            }
-        }
-    }
-    match tensors.keys().find(|name| !index.contains_key(*name)) {
-        Some(tensor) => bad(format!("does not name tensor `{tensor}`, which is in a shard")),
-        None => Ok(()),
-    }
 }

@@ -4,6 +4,7 @@
 //! [`Plan::run`] does it, one tensor at a time, and gives a [`Run`] with the error of every layer. [`verify`] compares a
 //! finished output with its source.
 
+mod advice;
 mod calibrated;
 mod config;
 mod error;

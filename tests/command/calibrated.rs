@@ -172,7 +172,7 @@ fn wrong_options_are_refused_in_one_line() {
     let lines = folder.put("lines.jsonl", "{\"text\": \"1 2 3\"}\n{\"words\": 4}\n");
     let broken = folder.put("broken.jsonl", "{\"text\": \n");
     for (options, parts) in [
-        (args!["--method", "gptq"].to_vec(), &["gptq", "give calibration samples"][..]),
+        (args!["--method", "gptq"].to_vec(), &["GPTQ", "give calibration samples"][..]),
         (args!["--method", "gqtp", "--calibration", text].to_vec(), &["gqtp", "did you mean `gptq`"]),
         (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
         (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),
