@@ -20,7 +20,7 @@ use crate::recipe::{
     Action, Decision, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, Selection,
 };
 use crate::transform::AddedTensor;
-use crate::weight::{Coding, Form, Granularity, InputScales, LayoutKind};
+use crate::weight::{Coding, Form, InputScales, LayoutKind};
 
 /// What happens to one tensor of the model.
 #[derive(Debug)]
