@@ -38,8 +38,8 @@ impl SymmetricTiles {
         Self::of_block(matrix, size, 0..size)
     }
 
-    /// `out = x · H` on the calling thread. Every sum goes from the first column to the last, each product fused with it, so that
-    /// all instruction levels give the same bits.
+    /// `out = x · H` on the calling thread. Products of 256 columns at a time are summed in their order, each fused, and these sums
+    /// added, so that all instruction levels give the same bits.
     ///
     /// # Shapes
     /// `x` and `out` are `[rows, size]`.
@@ -119,8 +119,10 @@ mod tests {
                 tiles.product_in(isa, &x, &mut out);
                 for row in 0..rows {
                     for col in 0..size {
-                        let sum = (0..size)
-                            .fold(0.0f32, |sum, k| x[row * size + k].mul_add(matrix[k * size + col], sum));
+                        let product =
+                            |sum: f32, k: &usize| x[row * size + k].mul_add(matrix[k * size + col], sum);
+                        let all: Vec<usize> = (0..size).collect();
+                        let sum: f32 = all.chunks(DEPTH).map(|ks| ks.iter().fold(0.0, product)).sum();
                         assert_eq!(out[row * size + col].to_bits(), sum.to_bits(), "{isa:?} {row} {col}");
                     }
                 }
