@@ -204,7 +204,7 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
             Err(error) => panic!("{}", one_line(&error)),
         }
         assert!(!output.exists());
-        assert_eq!(unfinished.exists(), allowed > 0, "what is finished stays");
+        assert!(unfinished.exists(), "what is finished stays");
     }
     assert!(stops >= 3, "{stops}");
     assert!(!unfinished.exists());

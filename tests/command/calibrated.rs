@@ -173,7 +173,7 @@ fn wrong_options_are_refused_in_one_line() {
     let broken = folder.put("broken.jsonl", "{\"text\": \n");
     for (options, parts) in [
         (args!["--method", "gptq"].to_vec(), &["GPTQ", "give calibration samples"][..]),
-        (args!["--method", "gqtp", "--calibration", text].to_vec(), &["gqtp", "did you mean `gptq`"]),
+        (args!["--method", "gqtp", "--calibration", text].to_vec(), &["gqtp", "valid: nearest, gptq"]),
         (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
         (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),
         (args!["--method", "gptq", "--calibration", empty].to_vec(), &["empty.txt", "holds no text"]),
@@ -195,12 +195,14 @@ fn wrong_options_are_refused_in_one_line() {
             &["--inputs dense"],
         ),
         (
-            args!["--method", "gptq", "--calibration", text, "--samples", "1", "--strict"].to_vec(),
+            args!["--method", "gptq", "--calibration", text, "--samples", "1", "--context", "8", "--strict"]
+                .to_vec(),
             &["say little", "strict"],
         ),
     ] {
         let base = args!["compress", model.path(), "--preset", "int4", "--group-size", "8", "-o", output];
-        let context = if options.iter().any(|option| option == "--calibration") {
+        let has = |name: &str| options.iter().any(|option| option == name);
+        let context = if has("--calibration") && !has("--context") {
             args!["--context", "60"].to_vec()
         } else {
             Vec::new()
