@@ -4,13 +4,16 @@ use ndarray::Array2;
 use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
+#[cfg(feature = "text")]
 use serde_json::Value;
 
 use super::samples::Kind;
 use super::{CalibrateError, Samples};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
-use crate::evaluate::{DataError, read_text};
+use crate::evaluate::DataError;
+#[cfg(feature = "text")]
+use crate::evaluate::read_text;
 #[cfg(feature = "text")]
 use crate::model::Tokenizer;
 
