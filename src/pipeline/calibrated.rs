@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -28,6 +29,9 @@ use crate::weight::{CompressedWeight, InputScales};
 
 /// The tensors of a block, by name.
 type Planned<'p> = BTreeMap<&'p str, &'p PlannedTensor<'p>>;
+
+/// What went into the layers of a block, by layer; those with the same input share it.
+pub(super) type SeenStats = BTreeMap<String, Arc<LayerStats>>;
 
 /// Tensors in the form that they will have in the output, and what became of them.
 type Finishing = (Vec<(String, CompressedWeight)>, Vec<TensorReport>);
@@ -194,7 +198,7 @@ impl Plan<'_> {
                 let names = outside.iter().map(|tensor| tensor.name());
                 let changed = self.transforms.rotate(self.checkpoint, names)?;
                 let (weights, reports) =
-                    self.finish(&outside, &changed, (&BTreeMap::new(), &BTreeMap::new()), calibration)?;
+                    self.finish(&outside, &changed, (&SeenStats::new(), &BTreeMap::new()), calibration)?;
                 unfinished.write_block(blocks.len(), &weights, &reports)?
             };
             let mut overlay = Overlay::default();
@@ -379,7 +383,7 @@ impl Plan<'_> {
         planned: &Planned<'_>,
         store: &mut Store,
         saved: Option<&Saved>,
-    ) -> Result<BTreeMap<String, LayerStats>, PipelineError> {
+    ) -> Result<SeenStats, PipelineError> {
         let needs = |layers: &[String]| {
             let of = |layer: &String| {
                 let of_method =
@@ -407,11 +411,8 @@ impl Plan<'_> {
         }
         let mut stats = BTreeMap::new();
         for Group { layers, stats: of_group, .. } in groups {
-            let Some(of_group) = of_group else { continue };
-            if let Some((last, others)) = layers.split_last() {
-                stats.extend(others.iter().map(|layer| (layer.clone(), of_group.clone())));
-                stats.insert(last.clone(), of_group);
-            }
+            let Some(of_group) = of_group.map(Arc::new) else { continue };
+            stats.extend(layers.into_iter().map(|layer| (layer, Arc::clone(&of_group))));
         }
         Ok(stats)
     }
@@ -422,13 +423,13 @@ impl Plan<'_> {
         &self,
         tensors: &[&PlannedTensor<'_>],
         changed: &Changed,
-        (stats, inputs): (&BTreeMap<String, LayerStats>, &BTreeMap<String, InputScales>),
+        (stats, inputs): (&SeenStats, &BTreeMap<String, InputScales>),
         calibration: Calibration<'_>,
     ) -> Result<Finishing, PipelineError> {
         let (mut weights, mut reports) = (Vec::new(), Vec::new());
         for tensor in tensors {
             let (name, layer) = (tensor.name(), tensor.entry.module());
-            let seen = Seen { stats: stats.get(layer), input: inputs.get(layer).copied() };
+            let seen = Seen { stats: stats.get(layer).map(Arc::as_ref), input: inputs.get(layer).copied() };
             let values = changed.values.get(name);
             let (weight, mut report) = match (&tensor.action, values) {
                 (PlannedAction::Compress(job), Some(values)) => {

@@ -2,11 +2,13 @@
 //! channels once it is known what goes into it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::PipelineError;
+use super::calibrated::SeenStats;
 use super::plan::{Plan, PlannedAction, PlannedTensor};
 use crate::checkpoint::Checkpoint;
-use crate::layer::{Layer, LayerStats, Needs};
+use crate::layer::{Layer, Needs};
 use crate::quantize::{CodeType, awq_scales, smooth_scales};
 use crate::recipe::Transform;
 use crate::transform::{Fold, Rotation, TransformError, folds};
@@ -119,7 +121,7 @@ impl Transforms {
         planned: &BTreeMap<&str, &PlannedTensor<'_>>,
         block: usize,
         changed: &mut Changed,
-        stats: &mut BTreeMap<String, LayerStats>,
+        stats: &mut SeenStats,
     ) -> Result<(), PipelineError> {
         for transform in &self.scalings {
             for fold in self.folds.iter().filter(|fold| fold.block == Some(block)) {
@@ -166,9 +168,9 @@ impl Transforms {
                     continue;
                 }
                 let inverse: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
-                let scaled = of_input.scaled(&inverse);
+                let scaled = Arc::new(of_input.scaled(&inverse));
                 for layer in &fold.consumers {
-                    stats.insert(layer.clone(), scaled.clone());
+                    stats.insert(layer.clone(), Arc::clone(&scaled));
                 }
                 for name in fold.tensors() {
                     let mut values = changed.get(plan.checkpoint, name)?;
