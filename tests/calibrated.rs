@@ -7,13 +7,13 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::Folder;
+use common::{Folder, f32s, i64s, safetensors, stored};
 use ndarray::{Array2, ArrayView2};
 use tersor::pipeline::{BlockInputs, Calibration, Progress};
 use tersor::recipe::{Rounding, Transform};
 use tersor::{
-    Bits, Checkpoint, CpuLevel, Decoder, Execution, Gptq, Granularity, LanguageModel, Needs, PipelineError,
-    Plan, PresetOptions, Recipe, Run, Samples, Step, one_line,
+    Bits, CalibrateError, Checkpoint, CpuLevel, Cut, DType, Decoder, Execution, Gptq, Granularity,
+    LanguageModel, Needs, PipelineError, Plan, PresetOptions, Recipe, Run, Samples, Step, one_line,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -351,4 +351,43 @@ fn what_cannot_be_calibrated_is_refused() {
         one_line(&Samples::features(nan).unwrap_err())
             .contains("sample 1 (counted from 0) is NaN at feature 2")
     );
+}
+
+#[test]
+fn samples_come_from_tensors_and_lines() {
+    let folder = Folder::new();
+    let cut = Cut { samples: 2, context: 3, seed: 1 };
+    let ids = |name: &str, ids: &[i64]| {
+        let tensor = stored("input_ids", DType::I64, &[ids.len() / 4, 4], i64s(ids));
+        folder.put(name, safetensors(&[tensor], &BTreeMap::new()))
+    };
+    let three = ids("ids.safetensors", &[0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]);
+    let taken = Samples::read(&three, cut, true, None).unwrap();
+    assert_eq!((taken.len(), taken.token_count()), (2, 6));
+    let all = Samples::read(&three, Cut { samples: 9, context: 9, seed: 0 }, true, None).unwrap();
+    assert_eq!((all.len(), all.token_count()), (3, 12));
+    let line = |result: Result<Samples, CalibrateError>| one_line(&result.unwrap_err());
+    let refused = line(Samples::read(ids("negative.safetensors", &[0, 1, -2, 3]), cut, true, None));
+    assert!(refused.contains("negative.safetensors") && refused.contains("sample 0"), "{refused}");
+    let wrong = stored("input_ids", DType::F32, &[1, 2], f32s(&[1.0, 2.0]));
+    let wrong = folder.put("wrong.safetensors", safetensors(&[wrong], &BTreeMap::new()));
+    assert!(line(Samples::read(wrong, cut, true, None)).contains("F32, not I64"));
+    let other = stored("outputs", DType::F32, &[1, 2], f32s(&[1.0, 2.0]));
+    let other = folder.put("other.safetensors", safetensors(&[other], &BTreeMap::new()));
+    assert!(
+        line(Samples::read(other, cut, true, None)).contains("neither a tensor `input_ids` nor `inputs`")
+    );
+
+    let inputs = stored("inputs", DType::F32, &[2, 3], f32s(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+    let inputs = folder.put("inputs.safetensors", safetensors(&[inputs], &BTreeMap::new()));
+    let features = Array2::from_shape_vec((2, 3), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    let read = Samples::read(&inputs, cut, false, None).unwrap();
+    assert_eq!((read.len(), read.token_count()), (Samples::features(features).unwrap().len(), 2));
+
+    let lines = folder.put("lines.jsonl", "{\"input_ids\": [1, 2, 3, 4]}\n\n{\"input_ids\": [5]}\n");
+    assert_eq!(Samples::read(&lines, cut, true, None).unwrap().token_count(), 3 + 1);
+    let text = folder.put("text.jsonl", "{\"text\": \"one two\"}\n");
+    assert!(line(Samples::read(text, cut, true, None)).contains("no tokenizer.json"));
+    let empty = folder.put("empty.jsonl", "{\"input_ids\": []}\n");
+    assert!(line(Samples::read(empty, cut, true, None)).contains("line 1 has no tokens"));
 }
