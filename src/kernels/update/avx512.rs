@@ -10,23 +10,32 @@ use crate::kernels::level::Avx512;
 pub(super) fn add_product(_: Avx512, a: &[f32], b: &[f32], tile: &mut Tile) {
     #[target_feature(enable = "avx512f")]
     fn body(a: &[f32], b: &[f32], tile: &mut Tile) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; TILE];
-        for (a, b) in a.as_chunks::<TILE>().0.iter().zip(b.as_chunks::<PANEL>().0) {
-            // SAFETY: 32 values lie there.
-            let b = unsafe { [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))] };
-            for (sums, a) in sums.iter_mut().zip(a) {
-                let a = _mm512_set1_ps(*a);
-                *sums = [_mm512_fmadd_ps(a, b[0], sums[0]), _mm512_fmadd_ps(a, b[1], sums[1])];
-            }
+        // named one by one: an array of registers would live in memory
+        macro_rules! rows {
+            ($($row:literal: $low:ident $high:ident),*) => {
+                $(let (mut $low, mut $high) = (_mm512_setzero_ps(), _mm512_setzero_ps());)*
+                for (a, b) in a.as_chunks::<TILE>().0.iter().zip(b.as_chunks::<PANEL>().0) {
+                    // SAFETY: 32 values lie there.
+                    let (left, right) = unsafe { (_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))) };
+                    $(
+                        let factor = _mm512_set1_ps(a[$row]);
+                        $low = _mm512_fmadd_ps(factor, left, $low);
+                        $high = _mm512_fmadd_ps(factor, right, $high);
+                    )*
+                }
+                $(
+                    let to = &mut tile[$row * PANEL..($row + 1) * PANEL];
+                    // SAFETY: 32 values lie there.
+                    unsafe {
+                        let [left, right] = [to.as_mut_ptr(), to.as_mut_ptr().add(16)];
+                        _mm512_storeu_ps(left, _mm512_add_ps(_mm512_loadu_ps(left), $low));
+                        _mm512_storeu_ps(right, _mm512_add_ps(_mm512_loadu_ps(right), $high));
+                    }
+                )*
+            };
         }
-        for (to, sums) in tile.as_chunks_mut::<PANEL>().0.iter_mut().zip(sums) {
-            // SAFETY: 32 values lie there.
-            unsafe {
-                let [low, high] = [to.as_mut_ptr(), to.as_mut_ptr().add(16)];
-                _mm512_storeu_ps(low, _mm512_add_ps(_mm512_loadu_ps(low), sums[0]));
-                _mm512_storeu_ps(high, _mm512_add_ps(_mm512_loadu_ps(high), sums[1]));
-            }
-        }
+        rows!(0: a0 b0, 1: a1 b1, 2: a2 b2, 3: a3 b3, 4: a4 b4, 5: a5 b5, 6: a6 b6, 7: a7 b7, 8: a8 b8, 9: a9 b9, 10: a10 b10,
+              11: a11 b11);
     }
     // SAFETY: the token proves that the instructions exist.
     unsafe { body(a, b, tile) }
