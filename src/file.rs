@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 /// Opens a regular file for reading.
@@ -59,4 +60,9 @@ pub(crate) fn hex(hash: Sha256) -> String {
         text.push_str(&format!("{byte:02x}"));
         text
     })
+}
+
+/// A number that JSON has no name for, and is written as `null`: an infinite error.
+pub(crate) fn infinite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }

@@ -184,31 +184,60 @@ fn bytes_depend_on_neither_threads_nor_instructions() {
 
 #[test]
 fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
+    for (inputs, transforms) in [
+        (BlockInputs::Compressed, &["rotate"][..]),
+        (BlockInputs::Compressed, &["rotate", "awq"]),
+        (BlockInputs::Dense, &["rotate", "awq"]),
+    ] {
+        let checkpoint = tiny();
+        let folder = Folder::new();
+        let mut recipe = recipe("gptq");
+        for name in transforms {
+            recipe = recipe.transform(Transform::from_name(name).unwrap());
+        }
+        let samples = samples(&checkpoint);
+        let plan = Plan::new(&checkpoint, &recipe).unwrap();
+        let calibration = Calibration::new(&samples).inputs(inputs);
+        plan.run_calibrated(folder.path().join("whole"), calibration, &mut go).unwrap();
+        let (output, unfinished) = (folder.path().join("out"), folder.path().join("out.unfinished"));
+        let mut stops = 0;
+        for allowed in 0.. {
+            let mut calls = 0;
+            let mut stop = |_: Progress<'_>| {
+                calls += 1;
+                if calls > allowed + 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            match plan.run_calibrated(&output, calibration, &mut stop) {
+                Ok(_) => break,
+                Err(PipelineError::Stopped) => stops += 1,
+                Err(error) => panic!("{}", one_line(&error)),
+            }
+            assert!(!output.exists());
+            assert!(unfinished.exists(), "what is finished stays");
+        }
+        assert!(stops >= 3, "{stops}");
+        assert!(!unfinished.exists());
+        assert!(files(&output) == files(&folder.path().join("whole")), "{inputs:?} {transforms:?}");
+    }
+}
+
+#[test]
+fn blocks_of_a_run_that_was_not_strict_are_held_to_it() {
     let checkpoint = tiny();
     let folder = Folder::new();
-    let recipe = recipe("gptq").transform(Transform::from_name("rotate").unwrap());
-    run(&checkpoint, &recipe, &folder.path().join("whole"));
-    let samples = samples(&checkpoint);
+    let recipe = recipe("gptq");
     let plan = Plan::new(&checkpoint, &recipe).unwrap();
-    let (output, unfinished) = (folder.path().join("out"), folder.path().join("out.unfinished"));
-    let mut stops = 0;
-    for allowed in 0.. {
-        let mut calls = 0;
-        let mut stop = |_: Progress<'_>| {
-            calls += 1;
-            if calls > allowed + 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        match plan.run_calibrated(&output, Calibration::new(&samples), &mut stop) {
-            Ok(_) => break,
-            Err(PipelineError::Stopped) => stops += 1,
-            Err(error) => panic!("{}", one_line(&error)),
-        }
-        assert!(!output.exists());
-        assert!(unfinished.exists(), "what is finished stays");
-    }
-    assert!(stops >= 3, "{stops}");
-    assert!(!unfinished.exists());
-    assert!(files(&output) == files(&folder.path().join("whole")));
+    let few = Samples::tokens(vec![vec![1, 2]]).unwrap();
+    let output = folder.path().join("out");
+    let mut calls = 0;
+    let mut stop = |_: Progress<'_>| {
+        calls += 1;
+        if calls > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = plan.run_calibrated(&output, Calibration::new(&few), &mut stop);
+    assert!(matches!(stopped, Err(PipelineError::Stopped)));
+    let strict = plan.run_calibrated(&output, Calibration::new(&few).strict(true), &mut go);
+    assert!(matches!(strict, Err(PipelineError::Strict { .. })));
 }
 
 #[test]

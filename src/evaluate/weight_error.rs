@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::file::infinite;
 use crate::kernels::CHUNK;
 use crate::kernels::compare::{self, Sums};
 
@@ -8,6 +9,7 @@ use crate::kernels::compare::{self, Sums};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
     /// `‖w − ŵ‖ / ‖w‖`; 0 when both are zero, infinite when only the original is.
+    #[serde(deserialize_with = "infinite")]
     pub relative: f64,
     /// Signal-to-quantization-noise ratio `20 · log10(‖w‖ / ‖w − ŵ‖)` in decibels; `None` without error.
     pub sqnr_db: Option<f64>,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::Precision;
 use crate::error::NonFinite;
+use crate::file::infinite;
 use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
 use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
@@ -92,8 +93,10 @@ impl Compressed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The error of rounding to nearest with the same codes.
+    #[serde(deserialize_with = "infinite")]
     pub rounding_error: f64,
     /// The error of what the method found.
+    #[serde(deserialize_with = "infinite")]
     pub method_error: f64,
     /// Whether the method lost, and the layer was rounded to nearest.
     pub kept_rounding: bool,

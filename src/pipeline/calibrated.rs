@@ -19,7 +19,7 @@ use crate::checkpoint::{CheckpointError, Stored};
 use crate::dtype::Precision;
 use crate::evaluate::WeightErrors;
 use crate::file::{hash_regular, hex};
-use crate::layer::{Layer, LayerStats, Method, Needs};
+use crate::layer::{Layer, LayerStats, Method, Needs, Outcome};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
 use crate::model::overlay::Overlay;
@@ -168,7 +168,8 @@ impl Plan<'_> {
             };
             hash.update(format!("{} {methods}\n", tensor.name()));
         }
-        hash.update(format!("{} {:?}", self.transforms.fingerprint(), calibration.inputs));
+        let (transforms, scales) = (self.transforms.fingerprint(), &self.input_scales);
+        hash.update(format!("{transforms} {:?} {scales:?}", calibration.inputs));
         Ok(hex(hash))
     }
 
@@ -198,7 +199,7 @@ impl Plan<'_> {
                 let names = outside.iter().map(|tensor| tensor.name());
                 let changed = self.transforms.rotate(self.checkpoint, names)?;
                 let (weights, reports) =
-                    self.finish(&outside, &changed, (&SeenStats::new(), &BTreeMap::new()), calibration)?;
+                    self.finish(&outside, &changed, (&SeenStats::new(), &BTreeMap::new()))?;
                 unfinished.write_block(blocks.len(), &weights, &reports)?
             };
             let mut overlay = Overlay::default();
@@ -227,20 +228,17 @@ impl Plan<'_> {
         for (block, tensors) in blocks.iter().enumerate() {
             next(tensors)?;
             let finished = if let Some(finished) = unfinished.block(block)? {
-                if calibration.inputs == BlockInputs::Dense {
-                    run_block(&model, block, &mut store)?;
-                }
+                self.check_strict(&finished.reports, calibration)?;
                 finished
             } else {
-                let (weights, reports) = self.calibrate_block(
-                    &mut model,
-                    block,
-                    tensors,
-                    &mut store,
-                    (calibration, saved.as_ref()),
-                )?;
+                let (weights, reports) =
+                    self.calibrate_block(&mut model, block, tensors, &mut store, saved.as_ref())?;
+                self.check_strict(&reports, calibration)?;
                 unfinished.write_block(block, &weights, &reports)?
             };
+            if calibration.inputs == BlockInputs::Dense && store.len() > 0 {
+                self.run_dense(&mut model, block, tensors, &mut store)?;
+            }
             if calibration.inputs == BlockInputs::Compressed && block + 1 < blocks.len() && store.len() > 0 {
                 let weights = finished.weights()?;
                 let names: Vec<String> = weights.iter().map(|(name, _)| name.clone()).collect();
@@ -271,14 +269,30 @@ impl Plan<'_> {
         (prefixes.iter().map(of_block).collect(), self.tensors().iter().filter(is_outside).collect())
     }
 
-    /// Compresses the tensors of a block; the hidden states become what it gave before, if the next is to see that.
+    /// Replaces the hidden states by what a block gives before it is compressed: as it was rotated, and nothing else, so that a
+    /// run that goes on from here has the same bits.
+    fn run_dense(
+        &self,
+        model: &mut Blockwise<'_>,
+        block: usize,
+        tensors: &[&PlannedTensor<'_>],
+        store: &mut Store,
+    ) -> Result<(), PipelineError> {
+        let planned: Planned<'_> = tensors.iter().map(|t| (t.name(), *t)).collect();
+        let rotated = self.transforms.rotate(self.checkpoint, tensors.iter().map(|t| t.name()))?;
+        self.replace_changed(model, block, &planned, &rotated)?;
+        run_block(model, block, store)?;
+        Ok(model.restore(block, rotated.values.keys().map(String::as_str))?)
+    }
+
+    /// Compresses the tensors of a block; the hidden states stay.
     fn calibrate_block(
         &self,
         model: &mut Blockwise<'_>,
         block: usize,
         tensors: &[&PlannedTensor<'_>],
         store: &mut Store,
-        (calibration, saved): (Calibration<'_>, Option<&Saved>),
+        saved: Option<&Saved>,
     ) -> Result<Finishing, PipelineError> {
         let planned: Planned<'_> = tensors.iter().map(|t| (t.name(), *t)).collect();
         let mut changed = self.transforms.rotate(self.checkpoint, tensors.iter().map(|t| t.name()))?;
@@ -287,11 +301,8 @@ impl Plan<'_> {
         self.transforms.scale(self, &planned, block, &mut changed, &mut stats)?;
         self.replace_changed(model, block, &planned, &changed)?;
         let inputs = self.observe_ranges(model, block, &planned, store)?;
-        if calibration.inputs == BlockInputs::Dense {
-            run_block(model, block, store)?;
-        }
         model.restore(block, changed.values.keys().map(String::as_str))?;
-        self.finish(tensors, &changed, (&stats, &inputs), calibration)
+        self.finish(tensors, &changed, (&stats, &inputs))
     }
 
     /// Lets a block compute with what the transforms made of its tensors.
@@ -424,7 +435,6 @@ impl Plan<'_> {
         tensors: &[&PlannedTensor<'_>],
         changed: &Changed,
         (stats, inputs): (&SeenStats, &BTreeMap<String, InputScales>),
-        calibration: Calibration<'_>,
     ) -> Result<Finishing, PipelineError> {
         let (mut weights, mut reports) = (Vec::new(), Vec::new());
         for tensor in tensors {
@@ -433,12 +443,12 @@ impl Plan<'_> {
             let values = changed.values.get(name);
             let (weight, mut report) = match (&tensor.action, values) {
                 (PlannedAction::Compress(job), Some(values)) => {
-                    self.compress_observed(tensor, job, values, seen, calibration)?
+                    self.compress_observed(tensor, job, values, seen)?
                 }
                 // the next block is to see what becomes of it
                 (PlannedAction::Compress(job), None) => {
                     let values = self.checkpoint.values(name)?;
-                    self.compress_observed(tensor, job, &values, seen, calibration)?
+                    self.compress_observed(tensor, job, &values, seen)?
                 }
                 (_, Some(values)) => self.round_changed(tensor, values)?,
                 (_, None) => continue,
@@ -477,13 +487,29 @@ impl Plan<'_> {
         Ok((compressed.weight, report))
     }
 
+    /// What did not go as asked is an error of a strict run, also if an earlier one that was not strict did it.
+    fn check_strict(
+        &self,
+        reports: &[TensorReport],
+        calibration: Calibration<'_>,
+    ) -> Result<(), PipelineError> {
+        let words = |report: &TensorReport| report.outcome.as_ref().map(Outcome::words).unwrap_or_default();
+        match reports.iter().find(|report| calibration.strict && !words(report).is_empty()) {
+            None => Ok(()),
+            Some(report) => Err(PipelineError::Strict {
+                path: self.source().to_path_buf(),
+                tensor: report.name.clone(),
+                reasons: words(report),
+            }),
+        }
+    }
+
     fn compress_observed(
         &self,
         tensor: &PlannedTensor<'_>,
         job: &Job<'_>,
         values: &[f32],
         seen: Seen<'_>,
-        calibration: Calibration<'_>,
     ) -> Result<(CompressedWeight, TensorReport), PipelineError> {
         let error = || PipelineError::method(self.source(), tensor.name());
         let compressed =
@@ -491,13 +517,6 @@ impl Plan<'_> {
                 Failure::Run(error) => error,
                 Failure::Method(e) => error()(e),
             })?;
-        if let (true, Some(outcome)) = (calibration.strict, &compressed.outcome) {
-            let reasons = outcome.words();
-            if !reasons.is_empty() {
-                let (path, tensor) = (self.source().to_path_buf(), tensor.name().to_owned());
-                return Err(PipelineError::Strict { path, tensor, reasons });
-            }
-        }
         let decoded = compressed.weight.dequantize();
         let errors = WeightErrors::between(values, decoded.as_slice().unwrap_or_default());
         let report = TensorReport {

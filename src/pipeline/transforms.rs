@@ -125,16 +125,25 @@ impl Transforms {
     ) -> Result<(), PipelineError> {
         for transform in &self.scalings {
             for fold in self.folds.iter().filter(|fold| fold.block == Some(block)) {
-                // channels that several heads share have no scale of their own
-                if fold.repeats() > 1 {
-                    continue;
-                }
                 let names: Vec<String> =
                     fold.consumers.iter().map(|layer| format!("{layer}.weight")).collect();
+                let left_alone = |changed: &mut Changed, why: &str| {
+                    for name in &names {
+                        changed.say(name, format!("no {transform}: {why}"));
+                    }
+                };
+                if fold.repeats() > 1 {
+                    left_alone(changed, "heads share the channels");
+                    continue;
+                }
                 let Some(of_input) = fold.consumers.first().and_then(|layer| stats.get(layer)) else {
+                    left_alone(changed, "nothing is known of the input");
                     continue;
                 };
-                let Some(codes) = common_codes(&names, planned) else { continue };
+                let Some(codes) = common_codes(&names, planned) else {
+                    left_alone(changed, "the layers with this input do not all have the same integer codes");
+                    continue;
+                };
                 let mut values = Vec::with_capacity(names.len());
                 for name in &names {
                     values.push(changed.get(plan.checkpoint, name)?);
@@ -165,6 +174,7 @@ impl Transforms {
                     Transform::Rotate(_) => continue,
                 };
                 if scales.iter().all(|scale| *scale == 1.0) {
+                    left_alone(changed, "none is better");
                     continue;
                 }
                 let inverse: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
