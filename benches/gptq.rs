@@ -8,6 +8,7 @@ use std::time::Instant;
 use ndarray::Array2;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tersor::kernels::gram::quadratic_forms;
 use tersor::{Bits, Gptq, Granularity, Layer, LayerStats, Method, Needs, Precision};
 
 fn main() {
@@ -21,7 +22,7 @@ fn main() {
     for inputs in inputs.axis_chunks_iter(ndarray::Axis(0), 2048) {
         stats.observe(inputs).expect("finite inputs");
     }
-    assert!(stats.hessian().is_some());
+    let hessian = stats.hessian().expect("products were gathered");
     println!("statistics of {} tokens: {:.3} s", 2 * size, begin.elapsed().as_secs_f64());
 
     let shape = [size, size];
@@ -34,8 +35,13 @@ fn main() {
         let outcome = method.compress(&layer).expect("a layer that can be quantized").outcome;
         let seconds = begin.elapsed().as_secs_f64();
         let outcome = outcome.expect("a calibrated method has an outcome");
+        // what it takes to compare the result with plain rounding: the errors of two matrices
+        let begin = Instant::now();
+        let [output, _] = quadratic_forms([values, values], size, hessian);
+        let comparison = begin.elapsed().as_secs_f64();
+        assert!(output > 0.0);
         println!(
-            "run: {seconds:.4} s, error {:.3e}, rounded {:.3e}",
+            "run: {seconds:.4} s, {comparison:.4} s of it the comparison, error {:.3e}, rounded {:.3e}",
             outcome.method_error, outcome.rounding_error
         );
     }

@@ -5,24 +5,40 @@
 ///
 /// Only advice: nothing depends on whether it is taken.
 pub(crate) fn prefer_large_pages<T>(room: &mut [std::mem::MaybeUninit<T>]) {
+    advise(room.as_mut_ptr().cast(), size_of_val(room));
+}
+
+/// So many zeros, which have large pages once they are written.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    // memory that is new to the process is zero without being touched
+    let mut zeros = vec![0.0; len];
+    advise(zeros.as_mut_ptr().cast(), len * size_of::<f32>());
+    zeros
+}
+
+/// Advises the system of a buffer that is written soon.
+fn advise(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         /// Bytes of a large page, and of the smallest buffer that is worth the call.
         const LARGE: usize = 1 << 21;
-        let start = room.as_mut_ptr().cast::<u8>();
         let before = start.align_offset(LARGE);
-        let bytes = size_of_val(room).saturating_sub(before) / LARGE * LARGE;
+        let bytes = bytes.saturating_sub(before) / LARGE * LARGE;
         if bytes >= 2 * LARGE {
-            // SAFETY: the range lies in `room`; the advice changes neither contents nor access.
+            // SAFETY: the range lies in the caller's buffer; the advice changes neither contents nor access.
             let advised = unsafe {
-                rustix::mm::madvise(start.add(before).cast(), bytes, rustix::mm::Advice::LinuxHugepage)
+                rustix::mm::madvise(
+                    start.wrapping_add(before).cast(),
+                    bytes,
+                    rustix::mm::Advice::LinuxHugepage,
+                )
             };
             // a system without large pages says so here, and works all the same
             let _ = advised;
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = room;
+    let _ = (start, bytes);
 }
 
 /// An empty vector with room for `len` elements that are about to be written from one end to the other.

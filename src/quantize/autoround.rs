@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::affine::Affine;
-use super::calibrated::{better_of, hessian};
+use super::calibrated::{better_of, comparison_bytes, hessian};
 use super::observer::Range;
 use super::tiles::{IntTarget, is_pruned};
 use crate::dtype::Precision;
@@ -112,8 +112,8 @@ impl Method for AutoRound {
         let at_once = rows.min(together * rayon::current_num_threads());
         // the packed Hessian; of the rows at work offsets, errors, products and two sets of codes; all codes; the final check
         let of_rows = at_once * cols * (3 * size_of::<f32>() + 2);
-        (size_of::<f32>() * (cols * cols.next_multiple_of(12) + 2 * rows * cols) + of_rows + rows * cols)
-            as u64
+        let hessian = size_of::<f32>() * cols * cols.next_multiple_of(12);
+        (hessian + of_rows + rows * cols + comparison_bytes(rows * cols)) as u64
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::affine::Affine;
-use super::calibrated::{better_of, hessian, hessian_of};
+use super::calibrated::{better_of, comparison_bytes, hessian, hessian_of};
 use super::observer::Range;
 use super::round::{CodeType, RoundToNearest};
 use super::tiles::{IntTarget, affines, is_pruned};
@@ -319,9 +319,9 @@ impl Method for ClippedRounding {
         let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product());
         let grid = self.target.granularity.grid(rows, cols);
         let (height, width) = (grid.block_rows.min(rows), grid.block_cols.min(cols));
-        // the block of the Hessian; of a tile its values, errors and products; the decoded weight and its error
+        // the block of the Hessian; of a tile its values, errors and products; what the results are compared with
         let tiles = height * width * 3 * rayon::current_num_threads();
-        (size_of::<f32>() * (width * width + tiles + 2 * rows * cols)) as u64
+        (size_of::<f32>() * (width * width + tiles) + comparison_bytes(rows * cols)) as u64
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

@@ -1,6 +1,8 @@
 //! What all calibrated methods share.
 
-use crate::kernels::gram::quadratic_form;
+use rayon::prelude::*;
+
+use crate::kernels::gram::quadratic_forms;
 use crate::layer::{Compressed, Layer, LayerStats, MethodError, Outcome};
 use crate::weight::CompressedWeight;
 
@@ -45,43 +47,45 @@ pub(super) fn statistics<'a>(
     Ok(stats)
 }
 
-/// Errors `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²` of several results; 0 where the output is as it was.
-///
-/// # Shapes
-/// `values` is `[rows, cols]` of the weights, `hessian` is `[cols, cols]`.
-pub(super) fn output_errors<const N: usize>(
-    values: &[f32],
-    weights: [&CompressedWeight; N],
-    hessian: &[f32],
-) -> [f64; N] {
-    let mut output = None;
-    weights.map(|weight| {
-        let cols = weight.cols();
-        let decoded = weight.dequantize();
-        let difference: Vec<f32> = values.iter().zip(&decoded).map(|(w, q)| w - q).collect();
-        let error = quadratic_form(&difference, cols, hessian);
-        let output = output.get_or_insert_with(|| quadratic_form(values, cols, hessian));
-        // a negative sum is a rounding error of nearly nothing
-        if error <= 0.0 { 0.0 } else { error / *output }
-    })
-}
-
 /// What a method made of a layer.
 pub(super) struct Found {
     pub(super) weight: CompressedWeight,
     /// See [`Outcome::damping`].
     pub(super) damping: f64,
     pub(super) notes: Vec<String>,
+    /// `‖(W − Ŵ)·Xᵀ‖²` where the method has come upon it on its way.
+    pub(super) squared_error: Option<f64>,
 }
 
-/// What a method found, or the layer rounded to nearest if that serves the output at least as well.
+/// Bytes that [`keep_better`] takes for a layer of so many weights: two differences, and all three in columns.
+pub(super) fn comparison_bytes(weights: usize) -> usize {
+    5 * size_of::<f32>() * weights
+}
+
+/// What a method found, or the layer rounded to nearest if that serves the output at least as well; with the errors
+/// `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²` of both, 0 where the output is as it was.
 pub(super) fn keep_better(
     layer: &Layer<'_>,
     (stats, hessian): (&LayerStats, &[f32]),
     rounded: CompressedWeight,
     found: Found,
 ) -> Compressed {
-    let [rounding_error, method_error] = output_errors(layer.values, [&rounded, &found.weight], hessian);
+    let difference = |weight: &CompressedWeight| {
+        let mut values = weight.dequantize().into_raw_vec_and_offset().0;
+        values.par_iter_mut().zip(layer.values).for_each(|(q, w)| *q = w - *q);
+        values
+    };
+    let of_rounding = difference(&rounded);
+    let ([output, rounding_error], method_error) = if let Some(error) = found.squared_error {
+        (quadratic_forms([layer.values, &of_rounding], layer.cols(), hessian), error)
+    } else {
+        let differences = [layer.values, &of_rounding, &difference(&found.weight)];
+        let [output, rounding, method] = quadratic_forms(differences, layer.cols(), hessian);
+        ([output, rounding], method)
+    };
+    // a negative sum is a rounding error of nearly nothing
+    let relative = |squared: f64| if squared <= 0.0 { 0.0 } else { squared / output };
+    let (rounding_error, method_error) = (relative(rounding_error), relative(method_error));
     // an error that is not a number is no better either
     let better = method_error <= rounding_error;
     let mut notes = found.notes;
@@ -115,6 +119,6 @@ pub(super) fn better_of(
     rounding: Compressed,
     found: CompressedWeight,
 ) -> Compressed {
-    let found = Found { weight: found, damping: 0.0, notes: Vec::new() };
+    let found = Found { weight: found, damping: 0.0, notes: Vec::new(), squared_error: None };
     keep_better(layer, (stats, hessian), rounding.weight, found)
 }

@@ -8,7 +8,9 @@ use super::observer::Observer;
 use super::round::{self, CodeType, RoundToNearest};
 use crate::kernels::cholesky::factor_upper;
 use crate::kernels::level::Isa;
-use crate::kernels::quantize::feedback::{Feedback, expected_weights, round_with_feedback};
+use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::memory::zeros;
+use crate::kernels::quantize::feedback::{Feedback, Squares, expected_weights, round_with_feedback};
 use crate::kernels::reduce;
 use crate::kernels::update::{self, Lanes, PANEL};
 use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
@@ -121,8 +123,8 @@ impl Gptq {
         order
     }
 
-    /// The factor of the Hessian in this order, and the damping that it took.
-    fn factor(&self, hessian: &[f32], order: &[usize]) -> Result<(Vec<f32>, f64), MethodError> {
+    /// Factorizes the Hessian in this order.
+    fn factor(&self, hessian: &[f32], order: &[usize]) -> Result<Factor, MethodError> {
         let size = order.len();
         let failed = |damping: f64, reason: &dyn ToString| MethodError::Hessian {
             size,
@@ -138,7 +140,7 @@ impl Gptq {
         let alone = if mean > 0.0 { mean } else { 1.0 };
         let mut damping = self.damping;
         loop {
-            let mut factor = vec![0f32; size * size];
+            let mut factor = zeros(size * size);
             factor.par_chunks_mut(size).enumerate().for_each(|(i, row)| {
                 let from = &hessian[order[i] * size..][..size];
                 if self.act_order {
@@ -149,31 +151,35 @@ impl Gptq {
                 let own = if row[i] > 0.0 { f64::from(row[i]) } else { alone };
                 row[i] = (own + damping * mean) as f32;
             });
+            let diagonal = factor.iter().step_by(size + 1).zip(order);
+            let added = diagonal.map(|(with, j)| with - hessian[j * (size + 1)]).collect();
             let Err(pivot) = factor_upper(Isa::current(), &mut factor, size) else {
-                return Ok((factor, damping));
+                return Ok(Factor { upper: factor, damping, added });
             };
             damping = *DAMPING.iter().find(|next| **next > damping).ok_or_else(|| failed(damping, &pivot))?;
         }
     }
 
-    /// Rounds a layer that has weights.
+    /// Rounds a layer that has weights; also the squared error of the output of 32 rows each.
     fn round(
         &self,
         layer: &Layer<'_>,
-        factor: &[f32],
+        factor: &Factor,
         order: &[usize],
-    ) -> Result<CompressedWeight, MethodError> {
+    ) -> Result<(CompressedWeight, Vec<Squares>), MethodError> {
         let (rows, cols, codes) = (layer.rows(), layer.cols(), self.rounding.code_type());
         let grid = self.rounding.scale_granularity().grid(rows, cols);
         let dynamic = self.dynamic_group();
         let tiles =
             if dynamic.is_some() { Vec::new() } else { self.rounding.affine_of_tiles(layer, grid)? };
         let shared = Shared { rounding: &self.rounding, layer, factor, order, grid, dynamic };
+        let mut errors = Aligned::zeroed(rows.next_multiple_of(PANEL) * cols * size_of::<f32>());
+        let errors = errors.words_mut().par_chunks_exact_mut(PANEL * cols).enumerate();
         let mut all: Vec<Rows<'_>> =
-            (0..rows).into_par_iter().step_by(PANEL).map(|first| Rows::new(&shared, first, &tiles)).collect();
+            errors.map(|(panel, errors)| Rows::new(&shared, panel * PANEL, &tiles, errors)).collect();
         // groups do not cross from one block into the next
         let block = dynamic.map_or(BLOCK, |group| (BLOCK / group).max(1).saturating_mul(group).min(cols));
-        update::sweep(Isa::current(), factor, cols, block, &mut all);
+        update::sweep(Isa::current(), &factor.upper, cols, block, &mut all);
 
         let mut found = vec![0u8; rows * cols];
         found.par_chunks_mut(PANEL * cols).zip(&all).for_each(|(out, from)| {
@@ -195,8 +201,26 @@ impl Gptq {
             }
         };
         round::check_range(layer, &weight)?;
-        Ok(weight)
+        Ok((weight, all.iter().map(|rows| rows.squares).collect()))
     }
+}
+
+/// A factorized Hessian, its columns in the order of their turn.
+struct Factor {
+    /// `[size, size]`
+    upper: Vec<f32>,
+    /// Fraction of the mean diagonal that was added.
+    damping: f64,
+    /// What was added, and what dead channels have been given.
+    added: Vec<f32>,
+}
+
+/// The squared error that all rows have without damping, unless little else is left of it and rounding errors would show.
+fn error_without_damping(rows: &[Squares]) -> Option<f64> {
+    let sum = |of: fn(&Squares) -> &[f64; PANEL]| rows.iter().flat_map(of).sum::<f64>();
+    let all = sum(|rows| &rows.all);
+    let error = all - sum(|rows| &rows.damping);
+    (error > 0.02 * all).then_some(error)
 }
 
 impl Method for Gptq {
@@ -217,9 +241,9 @@ impl Method for Gptq {
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {
         let cols: usize = shape.iter().skip(1).product();
         let values: usize = shape.iter().product();
-        // the factor and a block of it; errors, codes twice and the plainly rounded layer
-        let bytes = (cols * cols + (BLOCK + update::TILE) * cols) * size_of::<f32>() + values * (4 + 2 + 1);
-        bytes as u64 + self.rounding.scratch_bytes(shape)
+        // the factor and a block of it; codes twice and the plainly rounded layer; errors are gone when results are compared
+        let bytes = (cols * cols + (BLOCK + update::TILE) * cols) * size_of::<f32>() + values * (2 + 1);
+        (bytes + calibrated::comparison_bytes(values)) as u64 + self.rounding.scratch_bytes(shape)
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
@@ -230,20 +254,23 @@ impl Method for Gptq {
         let (stats, hessian) = calibrated::hessian(layer, || self.name())?;
         // this also checks the weights, the mask and the observer
         let rounded = self.rounding.compress(layer)?.weight;
-        let (mut damping, mut notes, mut weight) = (0.0, Vec::new(), rounded.clone());
+        let (mut damping, mut notes, mut squared_error) = (0.0, Vec::new(), None);
+        let mut weight = rounded.clone();
         if !layer.values.is_empty() {
             let order = self.order(hessian, layer.cols());
-            let factor;
-            (factor, damping) = self.factor(hessian, &order)?;
+            let factor = self.factor(hessian, &order)?;
+            damping = factor.damping;
             if damping > self.damping {
                 notes.push(format!(
                     "the Hessian could not be factorized with damping {}: {damping} was taken",
                     self.damping
                 ));
             }
-            weight = self.round(layer, &factor, &order)?;
+            let squares;
+            (weight, squares) = self.round(layer, &factor, &order)?;
+            squared_error = error_without_damping(&squares);
         }
-        let found = Found { weight, damping, notes };
+        let found = Found { weight, damping, notes, squared_error };
         Ok(calibrated::keep_better(layer, (stats, hessian), rounded, found))
     }
 }
@@ -252,7 +279,7 @@ impl Method for Gptq {
 struct Shared<'a> {
     rounding: &'a RoundToNearest,
     layer: &'a Layer<'a>,
-    factor: &'a [f32],
+    factor: &'a Factor,
     order: &'a [usize],
     grid: ScaleGrid,
     dynamic: Option<usize>,
@@ -263,16 +290,17 @@ struct Rows<'a> {
     shared: &'a Shared<'a>,
     first: usize,
     /// `w − q`, `[cols][32]`.
-    errors: Vec<f32>,
+    errors: &'a mut [f32],
     codes: Vec<u8>,
     /// `[groups][32]`, and 1 for rows that do not exist.
     scales: Vec<f32>,
     zero_points: Vec<f32>,
+    squares: Squares,
     failed: Option<MethodError>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(shared: &'a Shared<'a>, first: usize, tiles: &[Affine]) -> Self {
+    fn new(shared: &'a Shared<'a>, first: usize, tiles: &[Affine], errors: &'a mut [f32]) -> Self {
         let (size, grid) = (shared.order.len() * PANEL, shared.grid);
         let (mut scales, mut zero_points) = (vec![1.0; grid.cols * PANEL], vec![0.0; grid.cols * PANEL]);
         if !tiles.is_empty() {
@@ -284,8 +312,9 @@ impl<'a> Rows<'a> {
                 }
             }
         }
-        let (errors, codes) = (vec![0.0; size], vec![0; size]);
-        Self { shared, first, errors, codes, scales, zero_points, failed: None }
+        let codes = vec![0; size];
+        let squares = Squares::default();
+        Self { shared, first, errors, codes, scales, zero_points, squares, failed: None }
     }
 
     /// Original weights of some columns, `[columns][32]`, and which of them are kept.
@@ -324,7 +353,7 @@ impl<'a> Rows<'a> {
 
 impl Lanes for Rows<'_> {
     fn columns(&self) -> &[f32] {
-        &self.errors
+        self.errors
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
@@ -340,30 +369,30 @@ impl Lanes for Rows<'_> {
             let kept = if kept.is_empty() { &[][..] } else { &kept[run.clone()] };
             if shared.dynamic.is_some() {
                 let (mut now, mut sums) = (weights[lanes.clone()].to_vec(), sums[lanes.clone()].to_vec());
-                expected_weights(isa, shared.factor, size, of_layer.clone(), &mut now, &mut sums);
+                expected_weights(isa, &shared.factor.upper, size, of_layer.clone(), &mut now, &mut sums);
                 if let Err(error) = self.find_scales(groups[run.start], &now, kept) {
                     self.failed.get_or_insert(error);
                 }
             }
             let in_order = of_layer.start * PANEL..of_layer.end * PANEL;
-            round_with_feedback(
+            round_with_feedback(Feedback {
                 isa,
-                Feedback {
-                    codes: shared.rounding.code_type().kernel(),
-                    precision: shared.layer.precision,
-                    factor: shared.factor,
-                    size,
-                    columns: of_layer,
-                    weights: &weights[lanes],
-                    kept,
-                    groups: &groups[run],
-                    scales: &self.scales,
-                    zero_points: &self.zero_points,
-                    sums: &mut sums[start * PANEL..],
-                    out: &mut self.codes[in_order.clone()],
-                    errors: &mut self.errors[in_order],
-                },
-            );
+                codes: shared.rounding.code_type().kernel(),
+                precision: shared.layer.precision,
+                factor: &shared.factor.upper,
+                size,
+                columns: of_layer.clone(),
+                weights: &weights[lanes],
+                kept,
+                groups: &groups[run],
+                scales: &self.scales,
+                zero_points: &self.zero_points,
+                sums: &mut sums[start * PANEL..],
+                out: &mut self.codes[in_order.clone()],
+                errors: &mut self.errors[in_order],
+                damping: &shared.factor.added[of_layer.clone()],
+                squares: &mut self.squares,
+            });
         }
     }
 }
@@ -396,6 +425,7 @@ mod tests {
 
     use super::*;
     use crate::dtype::Precision;
+    use crate::kernels::gram::quadratic_form;
     use crate::kernels::level::CpuLevel;
     use crate::layer::LayerStats;
     use crate::weight::{LayoutKind, Mask};
@@ -442,6 +472,11 @@ mod tests {
                 assert_eq!(compressed.weight.form().coding(), method.coding(Coding::Float(precision)));
                 assert_eq!((outcome.tokens, outcome.damping, outcome.dead_channels), (300, 0.01, 0));
                 assert!(outcome.notes.is_empty() && !outcome.kept_rounding);
+                let decoded = compressed.weight.dequantize();
+                let difference: Vec<f32> = values.iter().zip(&decoded).map(|(w, q)| w - q).collect();
+                let hessian = stats.hessian().unwrap();
+                let [error, output] = [&difference, &values].map(|x| quadratic_form(x, 200, hessian));
+                approx::assert_relative_eq!(outcome.method_error, error / output, max_relative = 1e-4);
                 let ratio = outcome.method_error / outcome.rounding_error;
                 assert!(ratio < 0.6, "{} of {precision:?}: {ratio}", method.name());
             }
@@ -538,7 +573,7 @@ mod tests {
     #[test]
     fn a_hessian_that_is_none_is_refused() {
         let order = [0, 1];
-        let refused = |hessian: &[f32]| int4().factor(hessian, &order).unwrap_err().to_string();
+        let refused = |hessian: &[f32]| int4().factor(hessian, &order).err().unwrap().to_string();
         // negative beyond what the largest damping makes good
         let text = refused(&[1.0, 9.0, 9.0, 1.0]);
         assert!(text.contains("of 2 input features") && text.contains("even with 1 of its mean"), "{text}");
@@ -579,7 +614,7 @@ mod tests {
         let rounded = RoundToNearest::int(Bits::new(4).unwrap()).compress(&layer).unwrap().weight;
         let zeros = CompressedWeight::from_f32(&[3, 8], Precision::F32, &[0.0; 24]).unwrap();
         let hessian = stats.hessian().unwrap();
-        let found = Found { weight: zeros, damping: 0.5, notes: Vec::new() };
+        let found = Found { weight: zeros, damping: 0.5, notes: Vec::new(), squared_error: None };
         let kept = calibrated::keep_better(&layer, (&stats, hessian), rounded.clone(), found);
         assert_eq!(kept.weight, rounded);
         let outcome = kept.outcome.unwrap();

@@ -32,9 +32,15 @@ impl Bits {
 
     /// Checks that these are codes of so many bits.
     pub(crate) fn check(self, what: &'static str, codes: &[i8]) -> Result<(), WeightError> {
+        const RUN: usize = 1 << 14;
         let (low, high) = self.range();
         let outside = |code: &i8| !(low..=high).contains(&i32::from(*code));
-        match codes.par_iter().position_first(outside) {
+        // all of a run at once, which the compiler can do many at a time
+        let first = |(run, codes): (usize, &[i8])| {
+            let found = codes.iter().fold(false, |found, code| found | outside(code));
+            found.then(|| codes.iter().position(outside).map(|index| run * RUN + index)).flatten()
+        };
+        match codes.par_chunks(RUN).enumerate().find_map_first(first) {
             Some(index) => Err(WeightError::Code { what, index, value: codes[index], low, high }),
             None => Ok(()),
         }

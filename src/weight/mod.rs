@@ -35,6 +35,7 @@ pub(crate) use values::Values;
 use crate::dtype::Precision;
 use crate::kernels::mask::{as_unsigned, copy, expand, pick};
 use crate::kernels::matmul::matmul_transposed;
+use crate::kernels::memory::zeros;
 use values::Scratch;
 
 /// Rows that one task of a product decodes at a time.
@@ -266,7 +267,7 @@ impl CompressedWeight {
     /// `[rows, cols]`; pruned positions are 0.
     pub fn dequantize(&self) -> Array2<f32> {
         let (rows, cols) = (self.rows(), self.cols());
-        let mut out = vec![0.0; rows * cols];
+        let mut out = zeros(rows * cols);
         if cols > 0 {
             out.par_chunks_mut(TILE_ROWS * cols).enumerate().for_each(|(tile, out)| {
                 let first = tile * TILE_ROWS;

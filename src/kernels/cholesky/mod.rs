@@ -20,6 +20,10 @@ pub(crate) struct Pivot {
 }
 
 multiversion! {
+    fn subtract(from: &mut [f32], sums: &[f32]) = portable::subtract
+}
+
+multiversion! {
     fn factor_block(block: &mut [f32], size: usize, least: &[f32]) -> Result<(), Pivot> = portable::factor_block
 }
 
@@ -82,7 +86,7 @@ pub(crate) fn factor_upper(isa: Isa, matrix: &mut [f32], size: usize) -> Result<
                 panel.copy_from_slice(&x);
             },
         );
-        symmetric_product(isa, &panels, width, first, (matrix, size), |to, sum| *to -= sum);
+        symmetric_product(isa, &panels, width, first, (matrix, size), |to, sums| subtract(isa, to, sums));
     }
     Ok(())
 }

@@ -24,3 +24,8 @@ pub(super) fn factor_block(block: &mut [f32], size: usize, least: &[f32]) -> Res
     }
     Ok(())
 }
+
+#[inline(always)]
+pub(super) fn subtract(from: &mut [f32], sums: &[f32]) {
+    from.iter_mut().zip(sums).for_each(|(to, sum)| *to -= sum);
+}

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::level::Isa;
+use super::level::{Isa, multiversion};
+use super::matmul::panels::Aligned;
 use super::update::{self, Lanes, PANEL, add_outer, symmetric_product};
 
 /// Rows whose products are summed in `f32` before they are added to the `f64` sums.
 const TOKENS: usize = 256;
 
-/// Columns of a block of [`quadratic_form`].
-const BLOCK: usize = 128;
+/// Columns of a block of [`quadratic_form`]: some whole tiles.
+const BLOCK: usize = 8 * update::TILE;
 
 /// Adds `XᵀX` to a symmetric matrix, of which the part on and above the diagonal is kept; what lies below is unspecified.
 ///
@@ -47,7 +48,7 @@ fn add_gram_in(isa: Isa, x: &[f32], size: usize, gram: &mut [f64]) {
                 to[len..].fill(0.0);
             }
         });
-        symmetric_product(isa, &panels, tokens, size, (gram, size), |to, sum| *to += f64::from(sum));
+        symmetric_product(isa, &panels, tokens, size, (gram, size), |to, sums| add_in_f64(isa, to, sums));
     }
 }
 
@@ -91,36 +92,54 @@ pub fn mean(gram: &[f64], size: usize, count: f64) -> Vec<f32> {
 /// # Panics
 /// When a slice is of another length.
 pub fn quadratic_form(difference: &[f32], size: usize, hessian: &[f32]) -> f64 {
-    quadratic_form_in(Isa::current(), difference, size, hessian)
+    let [sum] = quadratic_forms([difference], size, hessian);
+    sum
 }
 
-fn quadratic_form_in(isa: Isa, difference: &[f32], size: usize, hessian: &[f32]) -> f64 {
-    assert!(
-        hessian.len() == size * size && difference.len().is_multiple_of(size.max(1)),
-        "a matrix and its weights"
-    );
+/// [`quadratic_form`] of several differences, in one pass over the Hessian.
+///
+/// # Panics
+/// When a slice is of another length.
+pub fn quadratic_forms<const N: usize>(differences: [&[f32]; N], size: usize, hessian: &[f32]) -> [f64; N] {
+    quadratic_forms_in(Isa::current(), differences, size, hessian)
+}
+
+fn quadratic_forms_in<const N: usize>(
+    isa: Isa,
+    differences: [&[f32]; N],
+    size: usize,
+    hessian: &[f32],
+) -> [f64; N] {
+    assert!(hessian.len() == size * size, "a matrix");
+    assert!(differences.iter().all(|x| x.len().is_multiple_of(size.max(1))), "the matrix's weights");
     if size == 0 {
-        return 0.0;
+        return [0.0; N];
     }
-    let mut rows: Vec<Weighted<'_>> = difference
-        .par_chunks(PANEL * size)
-        .map(|rows| Weighted { hessian, size, columns: update::transposed(rows, size), total: 0.0 })
-        .collect();
+    let panels = differences.map(|rows| rows.len().div_ceil(PANEL * size));
+    let all: Vec<&[f32]> = differences.iter().flat_map(|rows| rows.chunks(PANEL * size)).collect();
+    let mut columns = Aligned::zeroed(all.len() * size * PANEL * size_of::<f32>());
+    let columns = columns.words_mut().par_chunks_exact_mut(size * PANEL);
+    let of_rows = columns.zip(all).map(|(columns, rows)| {
+        update::transpose(rows, size, columns);
+        Weighted { hessian, size, columns, totals: [0.0; PANEL] }
+    });
+    let mut rows: Vec<Weighted<'_>> = of_rows.collect();
     update::sweep(isa, hessian, size, BLOCK, &mut rows);
-    rows.iter().map(|rows| rows.total).sum()
+    let mut totals = rows.iter().map(|rows| rows.totals.iter().sum::<f64>());
+    panels.map(|panels| totals.by_ref().take(panels).sum())
 }
 
-/// 32 rows of a difference, and the sum of their weighted squares so far.
+/// 32 rows of a difference, and the sums of their weighted squares so far.
 struct Weighted<'a> {
     hessian: &'a [f32],
     size: usize,
-    columns: Vec<f32>,
-    total: f64,
+    columns: &'a [f32],
+    totals: [f64; PANEL],
 }
 
 impl Lanes for Weighted<'_> {
     fn columns(&self) -> &[f32] {
-        &self.columns
+        self.columns
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
@@ -130,11 +149,32 @@ impl Lanes for Weighted<'_> {
             let x = &self.columns.as_chunks::<PANEL>().0[j];
             let Some((now, later)) = sums.split_first_mut() else { return };
             add_outer(isa, &weights[1..], x, later.as_flattened_mut());
-            for (x, sum) in x.iter().zip(now) {
-                self.total += f64::from(*x) * f64::from(weights[0].mul_add(*x, 2.0 * *sum));
-            }
+            add_weighted(isa, weights[0], x, now, &mut self.totals);
             sums = later;
         }
+    }
+}
+
+multiversion! {
+    fn add_in_f64(to: &mut [f64], sums: &[f32]) = add_in_f64_any
+}
+
+#[inline(always)]
+fn add_in_f64_any(to: &mut [f64], sums: &[f32]) {
+    to.iter_mut().zip(sums).for_each(|(to, sum)| *to += f64::from(*sum));
+}
+
+multiversion! {
+    /// Adds what a column and twice its products with earlier ones weigh to the sums of 32 rows.
+    fn add_weighted(
+        weight: f32, x: &[f32; PANEL], products: &[f32; PANEL], totals: &mut [f64; PANEL],
+    ) = add_weighted_any
+}
+
+#[inline(always)]
+fn add_weighted_any(weight: f32, x: &[f32; PANEL], products: &[f32; PANEL], totals: &mut [f64; PANEL]) {
+    for ((x, product), total) in x.iter().zip(products).zip(totals) {
+        *total += f64::from(*x) * f64::from(weight.mul_add(*x, 2.0 * product));
     }
 }
 
@@ -194,8 +234,9 @@ mod tests {
             let mut gram = vec![0.0; size * size];
             add_gram_in(isa, &x, size, &mut gram);
             let hessian = mean(&gram, size, tokens as f64);
-            let form = quadratic_form_in(isa, &difference, size, &hessian);
-            (hessian.iter().map(|h| h.to_bits()).collect::<Vec<_>>(), form.to_bits())
+            let forms = quadratic_forms_in(isa, [&difference, &x], size, &hessian);
+            assert_eq!(forms[1].to_bits(), quadratic_form(&x, size, &hessian).to_bits());
+            (hessian.iter().map(|h| h.to_bits()).collect::<Vec<_>>(), forms.map(f64::to_bits))
         };
         let expected = of(Isa::Portable);
         for isa in Isa::all() {

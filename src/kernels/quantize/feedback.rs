@@ -8,11 +8,12 @@ use std::ops::Range;
 use super::portable::{clamp, e4m3, e4m3_value, with_precision};
 use super::{Codes, F8_E4M3_MAX, ROUND};
 use crate::dtype::Precision;
-use crate::kernels::level::multiversion;
-use crate::kernels::update::PANEL;
+use crate::kernels::level::{Isa, multiversion};
+use crate::kernels::update::{PANEL, add_outer};
 
 /// Some neighbouring columns of 32 rows.
 pub(crate) struct Feedback<'a> {
+    pub(crate) isa: Isa,
     pub(crate) codes: Codes,
     /// What decoded values are rounded to.
     pub(crate) precision: Precision,
@@ -35,19 +36,24 @@ pub(crate) struct Feedback<'a> {
     pub(crate) out: &'a mut [u8],
     /// `w − q`, `[columns][32]`.
     pub(crate) errors: &'a mut [f32],
+    /// What `U·Uᵀ` has more than `H` on the diagonal, of every column.
+    pub(crate) damping: &'a [f32],
+    pub(crate) squares: &'a mut Squares,
+}
+
+/// The squared error of the output of 32 rows: `Σ_j (Uᵀ(w − q))_j²` over the columns so far, and how much of it is damping.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Squares {
+    pub(crate) all: [f64; PANEL],
+    pub(crate) damping: [f64; PANEL],
 }
 
 multiversion! {
-    pub(crate) fn round_with_feedback(block: Feedback<'_>) = round_columns
+    fn round_any(block: Feedback<'_>) = round_columns
 }
 
-multiversion! {
-    /// The values that columns would have if they were not rounded at all, but made good what happened to earlier ones.
-    ///
-    /// `weights` is `[columns][32]` and becomes that; `sums`, as in [`Feedback`], is used up.
-    pub(crate) fn expected_weights(
-        factor: &[f32], size: usize, columns: Range<usize>, weights: &mut [f32], sums: &mut [f32],
-    ) = expected
+pub(crate) fn round_with_feedback(block: Feedback<'_>) {
+    round_any(block.isa, block);
 }
 
 #[inline(always)]
@@ -71,7 +77,21 @@ fn round_columns(block: Feedback<'_>) {
 #[inline(always)]
 fn columns(block: Feedback<'_>, round: impl Fn(f32, f32, f32) -> (u8, f32)) {
     let Feedback {
-        factor, size, columns, weights, kept, groups, scales, zero_points, sums, out, errors, ..
+        isa,
+        factor,
+        size,
+        columns,
+        weights,
+        kept,
+        groups,
+        scales,
+        zero_points,
+        sums,
+        out,
+        errors,
+        damping,
+        squares,
+        ..
     } = block;
     let mut sums = sums.as_chunks_mut::<PANEL>().0;
     let (scales, zero_points) = (scales.as_chunks::<PANEL>().0, zero_points.as_chunks::<PANEL>().0);
@@ -90,15 +110,28 @@ fn columns(block: Feedback<'_>, round: impl Fn(f32, f32, f32) -> (u8, f32)) {
             *out = if keep { code } else { zero_point[r] as i8 as u8 };
             *error = w - if keep { value } else { 0.0 };
         }
-        for (factor, later) in row[1..].iter().zip(later.iter_mut()) {
-            later.iter_mut().zip(&*errors).for_each(|(to, x)| *to = factor.mul_add(*x, *to));
+        let damping = f64::from(damping[at]);
+        for (r, error) in errors.iter().enumerate() {
+            let (error, term) = (f64::from(*error), f64::from(row[0].mul_add(*error, now[r])));
+            squares.all[r] += term * term;
+            squares.damping[r] += damping * (error * error);
         }
+        add_outer(isa, &row[1..], errors, later.as_flattened_mut());
         sums = later;
     }
 }
 
-#[inline(always)]
-fn expected(factor: &[f32], size: usize, columns: Range<usize>, weights: &mut [f32], sums: &mut [f32]) {
+/// The values that columns would have if they were not rounded at all, but made good what happened to earlier ones.
+///
+/// `weights` is `[columns][32]` and becomes that; `sums`, as in [`Feedback`], is used up.
+pub(crate) fn expected_weights(
+    isa: Isa,
+    factor: &[f32],
+    size: usize,
+    columns: Range<usize>,
+    weights: &mut [f32],
+    sums: &mut [f32],
+) {
     let mut sums = sums.as_chunks_mut::<PANEL>().0;
     for (at, weights) in weights.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
         let Some((now, later)) = sums.split_first_mut() else { return };
@@ -106,10 +139,9 @@ fn expected(factor: &[f32], size: usize, columns: Range<usize>, weights: &mut [f
         for (weight, now) in weights.iter_mut().zip(now.iter_mut()) {
             *now /= row[0];
             *weight += *now;
+            *now = -*now;
         }
-        for (factor, later) in row[1..].iter().zip(later.iter_mut()) {
-            later.iter_mut().zip(&*now).for_each(|(to, x)| *to = (-factor).mul_add(*x, *to));
-        }
+        add_outer(isa, &row[1..], now, later.as_flattened_mut());
         sums = later;
     }
 }

@@ -40,3 +40,23 @@ pub(super) fn add_product(_: Avx512, a: &[f32], b: &[f32], tile: &mut Tile) {
     // SAFETY: the token proves that the instructions exist.
     unsafe { body(a, b, tile) }
 }
+
+/// Written out, because the compiler would rather go along the rows, with gathers and scatters.
+pub(super) fn add_outer(_: Avx512, factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) {
+    #[target_feature(enable = "avx512f")]
+    fn body(factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) {
+        // SAFETY: 32 values lie there.
+        let (left, right) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))) };
+        for (factor, row) in factors.iter().zip(rows.as_chunks_mut::<PANEL>().0) {
+            let factor = _mm512_set1_ps(*factor);
+            // SAFETY: 32 values lie there.
+            unsafe {
+                let [low, high] = [row.as_mut_ptr(), row.as_mut_ptr().add(16)];
+                _mm512_storeu_ps(low, _mm512_fmadd_ps(factor, left, _mm512_loadu_ps(low)));
+                _mm512_storeu_ps(high, _mm512_fmadd_ps(factor, right, _mm512_loadu_ps(high)));
+            }
+        }
+    }
+    // SAFETY: the token proves that the instructions exist.
+    unsafe { body(factors, x, rows) }
+}

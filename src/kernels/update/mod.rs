@@ -33,8 +33,16 @@ multiversion! {
 }
 
 multiversion! {
-    /// Adds `factors[i] · x` to row `i` of `[factors.len(), 32]`, each product fused with its sum.
-    pub(crate) fn add_outer(factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) = portable::add_outer
+    fn add_outer_any(factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) = portable::add_outer
+}
+
+/// Adds `factors[i] · x` to row `i` of `[factors.len(), 32]`, each product fused with its sum.
+pub(crate) fn add_outer(isa: Isa, factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(proof) => avx512::add_outer(proof, factors, x, rows),
+        _ => add_outer_any(isa, factors, x, rows),
+    }
 }
 
 /// Adds the product of `a`, `[k][12]`, and `b`, `[k][32]`, to a tile.
@@ -47,7 +55,8 @@ pub(crate) fn add_product(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
     }
 }
 
-/// Hands `add` every sum of `PᵀP` on and above the diagonal, and some below it, with the element of `c` that it belongs to.
+/// Hands `add` every sum of `PᵀP` on and above the diagonal, and some below it, a few in a row, with the elements of `c` that they
+/// belong to.
 ///
 /// # Shapes
 /// `panels` holds `P`, `[k, size]`, as `[size.div_ceil(32)][k][32]`, zero beyond the last column; `c` has at least `size`
@@ -58,7 +67,7 @@ pub(crate) fn symmetric_product<T: Send>(
     k: usize,
     size: usize,
     (c, stride): (&mut [T], usize),
-    add: impl Fn(&mut T, f32) + Sync,
+    add: impl Fn(&mut [T], &[f32]) + Sync,
 ) {
     assert!(panels.len() >= size.div_ceil(PANEL) * k * PANEL && c.len() >= size * stride && stride >= size);
     if size == 0 || k == 0 {
@@ -85,7 +94,7 @@ pub(crate) fn symmetric_product<T: Send>(
                 let mut tile = [0.0; TILE * PANEL];
                 add_product(isa, a, b, &mut tile);
                 for (sums, c) in tile.as_chunks::<PANEL>().0.iter().zip(c.chunks_mut(stride)) {
-                    c[cols.clone()].iter_mut().zip(sums).for_each(|(c, sum)| add(c, *sum));
+                    add(&mut c[cols.clone()], &sums[..cols.len()]);
                 }
             }
         }
@@ -118,8 +127,12 @@ pub(crate) fn sweep<L: Lanes>(isa: Isa, matrix: &[f32], size: usize, block: usiz
                 let from = columns.start + tile * TILE;
                 let len = TILE.min(columns.end - from);
                 for (to, row) in packed.as_chunks_mut::<TILE>().0.iter_mut().zip(matrix.chunks_exact(size)) {
-                    to[..len].copy_from_slice(&row[from..from + len]);
-                    to[len..].fill(0.0);
+                    if let Some(whole) = row[from..columns.end].first_chunk() {
+                        *to = *whole;
+                    } else {
+                        to[..len].copy_from_slice(&row[from..from + len]);
+                        to[len..].fill(0.0);
+                    }
                 }
             });
         }
@@ -146,14 +159,19 @@ pub(crate) fn sweep<L: Lanes>(isa: Isa, matrix: &[f32], size: usize, block: usiz
 /// # Shapes
 /// `rows` is `[up to 32, cols]`, the result `[cols][32]`.
 pub(crate) fn transposed(rows: &[f32], cols: usize) -> Vec<f32> {
+    let mut lanes = vec![0f32; cols * PANEL];
+    transpose(rows, cols, &mut lanes);
+    lanes
+}
+
+/// [`transposed`] into `[cols][32]` zeros.
+pub(crate) fn transpose(rows: &[f32], cols: usize, lanes: &mut [f32]) {
     /// Columns whose lanes stay in the first-level cache while the rows are gone through.
     const AT_ONCE: usize = 16;
-    let mut lanes = vec![0f32; cols * PANEL];
     for (block, lanes) in lanes.chunks_mut(AT_ONCE * PANEL).enumerate() {
         for (lane, row) in rows.chunks_exact(cols).enumerate() {
             let values = &row[block * AT_ONCE..];
             lanes.as_chunks_mut::<PANEL>().0.iter_mut().zip(values).for_each(|(to, x)| to[lane] = *x);
         }
     }
-    lanes
 }
