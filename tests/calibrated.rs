@@ -420,3 +420,55 @@ fn samples_come_from_tensors_and_lines() {
     let empty = folder.put("empty.jsonl", "{\"input_ids\": []}\n");
     assert!(line(Samples::read(empty, cut, true, None)).contains("line 1 has no tokens"));
 }
+
+/// Of the first block, whose input no compressed weight has changed: `b + (W − Ŵ)·E[x]`, by the definition.
+#[test]
+fn corrected_biases_make_up_for_the_mean_error() {
+    let checkpoint = Checkpoint::open(fixture("golden/transformers/llama-bias")).unwrap();
+    let samples = samples(&checkpoint);
+    let recipe = recipe("nearest").correct_biases(true);
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    assert_eq!(plan.needs(), Needs::Channels);
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    let run = plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
+    assert!(run.layers.iter().all(|layer| layer.methods.iter().any(|m| m == "bias corrected")), "{:?}", run.layers[0]);
+
+    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
+    let vocab = model.vocab_size();
+    for s in 0..12 {
+        let tokens: Vec<u32> =
+            (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
+        let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
+            for layer in layers {
+                let sum = sums.entry((*layer).to_owned()).or_insert_with(|| vec![0.0; x.ncols()]);
+                for row in x.rows() {
+                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+                }
+            }
+        };
+        model.forward(&tokens, Some(&mut tap)).unwrap();
+    }
+    let compressed = Checkpoint::open(&output).unwrap();
+    let mut changed = 0;
+    for (layer, sum) in sums.iter().filter(|(layer, _)| layer.contains("layers.0.")) {
+        let dense = |checkpoint: &Checkpoint, what: &str| checkpoint.dense(&format!("{layer}.{what}")).unwrap();
+        let (before, after) = (dense(&checkpoint, "weight"), dense(&compressed, "weight"));
+        let (bias, corrected) = (dense(&checkpoint, "bias"), dense(&compressed, "bias"));
+        let cols = sum.len();
+        for (row, (bias, corrected)) in bias.iter().zip(&corrected).enumerate() {
+            let of_column = |col: usize| {
+                let error = f64::from(before[row * cols + col]) - f64::from(after[row * cols + col]);
+                error * sum[col] / (12.0 * 24.0)
+            };
+            let expected = f64::from(*bias) + (0..cols).map(of_column).sum::<f64>();
+            assert!((f64::from(*corrected) - expected).abs() < 1e-5, "{layer}: {corrected}, not {expected}");
+            changed += usize::from(bias != corrected);
+        }
+    }
+    assert!(changed > 100, "{changed}");
+    // there is nothing to correct in a network without biases
+    let error = Plan::new(&tiny(), &recipe).unwrap_err().to_string();
+    assert!(error.contains("bias correction") && error.contains("no layer that is quantized has a bias"), "{error}");
+}

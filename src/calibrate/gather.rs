@@ -42,10 +42,10 @@ impl Group {
 }
 
 /// Tokens of short sequences that go through a block together.
-const BATCH_TOKENS: usize = 512;
+pub(crate) const BATCH_TOKENS: usize = 512;
 
 /// Inputs of a network of numbers that go through a block together.
-const BATCH_INPUTS: usize = 64;
+pub(crate) const BATCH_INPUTS: usize = 64;
 
 /// What the first block takes, of all samples.
 ///

@@ -13,7 +13,7 @@ mod saved;
 mod store;
 
 pub use error::CalibrateError;
-pub(crate) use gather::{Group, embed, observe_block, run_block};
+pub(crate) use gather::{BATCH_INPUTS, BATCH_TOKENS, Group, embed, observe_block, run_block};
 pub use read::Cut;
 pub use samples::Samples;
 pub(crate) use saved::Saved;

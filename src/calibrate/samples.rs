@@ -76,6 +76,14 @@ impl Samples {
         }
     }
 
+    /// Tokens of the longest sequence; 1, where they are no sequences.
+    pub(crate) fn longest(&self) -> usize {
+        match &self.kind {
+            Kind::Tokens(sequences) => sequences.iter().map(Vec::len).max().unwrap_or(0),
+            Kind::Features(_) => 1,
+        }
+    }
+
     /// A hash of everything in them.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();

@@ -191,6 +191,9 @@ pub(super) struct RecipeArgs {
     /// Change the whole model before, without changing what it computes; repeatable
     #[arg(long, value_name = "NAME", long_help = names_help("Change the whole model before, without changing what it computes; repeatable:", &Transform::NAMES))]
     pub(super) transform: Vec<String>,
+    /// Let the layers' biases make up for what quantization does to their mean output; needs calibration
+    #[arg(long)]
+    pub(super) bias_correction: bool,
     /// Leave these tensors as they are: a name with `*` and `?`, or `re:` and a regular expression; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub(super) ignore: Vec<String>,
@@ -261,6 +264,9 @@ impl RecipeArgs {
         }
         for name in &self.transform {
             recipe = recipe.transform(Transform::from_name(name)?);
+        }
+        if self.bias_correction {
+            recipe = recipe.correct_biases(true);
         }
         Ok(recipe)
     }

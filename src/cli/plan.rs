@@ -10,17 +10,18 @@ pub(super) fn run(args: &PlanArgs, output: &Output) -> Result<Outcome, Failure> 
     let checkpoint = Checkpoint::open(&args.source)?;
     let recipe = args.recipe.read()?;
     let plan = Plan::new(&checkpoint, &recipe)?;
-    output.print(&to_json(&plan), &plan_table(&plan), &summary(&plan))?;
+    let memory = plan.calibrated_memory(None)?;
+    output.print(&to_json(&plan, memory), &plan_table(&plan), &summary(&plan, memory))?;
     Ok(Outcome::Done)
 }
 
-fn to_json(plan: &Plan<'_>) -> Value {
+fn to_json(plan: &Plan<'_>, memory: u64) -> Value {
     json!({
         "source": plan.source().display().to_string(),
         "format": plan.format().to_string(),
         "bytes_before": plan.bytes_before(),
         "bytes_after": plan.bytes_after(),
-        "peak_memory": plan.peak_memory(),
+        "peak_memory": memory,
         "files": plan.output_files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "left_behind": plan.left_behind().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "tensors": plan.tensors().iter().map(|t| json!({
@@ -38,7 +39,7 @@ fn to_json(plan: &Plan<'_>) -> Value {
     })
 }
 
-pub(super) fn summary(plan: &Plan<'_>) -> String {
+fn summary(plan: &Plan<'_>, memory: u64) -> String {
     let (before, after) = (plan.bytes_before(), plan.bytes_after());
     let compressed = plan.tensors().iter().filter(|t| t.is_compressed()).count();
     let mut text = format!(
@@ -49,7 +50,7 @@ pub(super) fn summary(plan: &Plan<'_>) -> String {
         human(after),
         before as f64 / after.max(1) as f64,
         plan.format(),
-        human(plan.peak_memory()),
+        human(memory),
     );
     for note in notes(plan) {
         text.push_str(&format!("\nnote: {note}"));

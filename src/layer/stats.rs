@@ -69,6 +69,19 @@ impl LayerStats {
         }
     }
 
+    /// Bytes of statistics that go so far, with what is made of them and what is needed to add to them.
+    pub(crate) fn bytes(size: usize, needs: Needs) -> u64 {
+        let of_channels = 4 * size_of::<f64>();
+        // sums and their mean; 256 rows of inputs, arranged
+        let of_pairs = (size_of::<f64>() + size_of::<f32>()) * size + 512 * size_of::<f32>();
+        let bytes = match needs {
+            Needs::Nothing => 0,
+            Needs::Channels => of_channels,
+            Needs::Hessian => of_channels + of_pairs,
+        };
+        (bytes * size) as u64
+    }
+
     /// Adds some inputs.
     ///
     /// # Shapes

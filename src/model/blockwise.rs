@@ -105,6 +105,20 @@ impl<'a> Blockwise<'a> {
         Ok(())
     }
 
+    /// Features of the hidden states; for a network that is no transformer, most numbers that a layer works with.
+    pub(crate) fn states_width(&self) -> usize {
+        match &self.network {
+            Network::Sequential(model) => model.widest_layer(),
+            Network::Encoder(model) => model.hidden_size(),
+            Network::Decoder(model) => model.hidden_size(),
+        }
+    }
+
+    /// Whether plain weights are used where their file is mapped.
+    pub(crate) fn is_mapped(&self) -> bool {
+        !matches!(self.network, Network::Sequential(_))
+    }
+
     /// Whether several sequences can go through it together.
     pub(crate) fn takes_batches(&self) -> bool {
         matches!(self.network, Network::Encoder(_))

@@ -23,7 +23,7 @@ use crate::layer::{Layer, LayerStats, Method, Needs, Outcome};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
 use crate::model::overlay::Overlay;
-use crate::quantize::{ActivationObserver, FloatCast};
+use crate::quantize::{ActivationObserver, FloatCast, bias_correction};
 use crate::recipe::InputQuantization;
 use crate::weight::{CompressedWeight, InputScales};
 
@@ -49,11 +49,11 @@ pub enum BlockInputs {
 /// How a run is calibrated.
 #[derive(Debug, Clone, Copy)]
 pub struct Calibration<'s> {
-    samples: Option<&'s Samples>,
+    pub(super) samples: Option<&'s Samples>,
     inputs: BlockInputs,
     strict: bool,
-    memory: usize,
-    statistics: Option<&'s Path>,
+    pub(super) memory: usize,
+    pub(super) statistics: Option<&'s Path>,
 }
 
 impl<'s> Calibration<'s> {
@@ -109,6 +109,7 @@ impl Plan<'_> {
             .max()
             .unwrap_or_default()
             .max(self.transforms.needs())
+            .max(if self.corrected.is_empty() { Needs::Nothing } else { Needs::Channels })
     }
 
     /// Does what is planned, as [`run`](Self::run), with calibration: every layer is compressed with regard to what goes into
@@ -169,7 +170,7 @@ impl Plan<'_> {
             hash.update(format!("{} {methods}\n", tensor.name()));
         }
         let (transforms, scales) = (self.transforms.fingerprint(), &self.input_scales);
-        hash.update(format!("{transforms} {:?} {scales:?}", calibration.inputs));
+        hash.update(format!("{transforms} {:?} {scales:?} {:?}", calibration.inputs, self.corrected));
         Ok(hex(hash))
     }
 
@@ -199,7 +200,7 @@ impl Plan<'_> {
                 let names = outside.iter().map(|tensor| tensor.name());
                 let changed = self.transforms.rotate(self.checkpoint, names)?;
                 let (weights, reports) =
-                    self.finish(&outside, &changed, (&SeenStats::new(), &BTreeMap::new()))?;
+                    self.finish(&outside, changed, (&SeenStats::new(), &BTreeMap::new()))?;
                 unfinished.write_block(blocks.len(), &weights, &reports)?
             };
             let mut overlay = Overlay::default();
@@ -255,7 +256,7 @@ impl Plan<'_> {
     }
 
     /// The tensors of every block, and all others.
-    fn tensors_of_blocks(
+    pub(super) fn tensors_of_blocks(
         &self,
         model: &Blockwise<'_>,
     ) -> (Vec<Vec<&PlannedTensor<'_>>>, Vec<&PlannedTensor<'_>>) {
@@ -302,7 +303,7 @@ impl Plan<'_> {
         self.replace_changed(model, block, &planned, &changed)?;
         let inputs = self.observe_ranges(model, block, &planned, store)?;
         model.restore(block, changed.values.keys().map(String::as_str))?;
-        self.finish(tensors, &changed, (&stats, &inputs))
+        self.finish(tensors, changed, (&stats, &inputs))
     }
 
     /// Lets a block compute with what the transforms made of its tensors.
@@ -399,7 +400,8 @@ impl Plan<'_> {
             let of = |layer: &String| {
                 let of_method =
                     planned.get(format!("{layer}.weight").as_str()).map(|tensor| self.needs_of(tensor));
-                of_method.unwrap_or_default().max(self.transforms.needs_of(layer))
+                let of_bias = if self.corrected.contains(layer) { Needs::Channels } else { Needs::Nothing };
+                of_method.unwrap_or_default().max(of_bias).max(self.transforms.needs_of(layer))
             };
             layers.iter().map(of).max().unwrap_or_default()
         };
@@ -433,11 +435,15 @@ impl Plan<'_> {
     fn finish(
         &self,
         tensors: &[&PlannedTensor<'_>],
-        changed: &Changed,
+        mut changed: Changed,
         (stats, inputs): (&SeenStats, &BTreeMap<String, InputScales>),
     ) -> Result<Finishing, PipelineError> {
         let (mut weights, mut reports) = (Vec::new(), Vec::new());
-        for tensor in tensors {
+        // weights first: biases make up for what became of them
+        let is_corrected = |tensor: &&PlannedTensor<'_>| self.corrected.contains(tensor.entry.module());
+        let (first, others): (Vec<&PlannedTensor<'_>>, Vec<_>) =
+            tensors.iter().copied().partition(is_corrected);
+        for tensor in first.into_iter().chain(others) {
             let (name, layer) = (tensor.name(), tensor.entry.module());
             let seen = Seen { stats: stats.get(layer).map(Arc::as_ref), input: inputs.get(layer).copied() };
             let values = changed.values.get(name);
@@ -454,10 +460,37 @@ impl Plan<'_> {
                 (_, None) => continue,
             };
             report.transforms = changed.words.get(name).cloned().unwrap_or_default();
+            if self.corrected.contains(layer) {
+                self.correct_bias(tensor, &weight, seen, &mut changed)?;
+                report.transforms.push("bias corrected".into());
+            }
             weights.push((name.to_owned(), weight));
             reports.push(report);
         }
         Ok((weights, reports))
+    }
+
+    /// Lets the bias of a layer make up for what became of its weight.
+    fn correct_bias(
+        &self,
+        tensor: &PlannedTensor<'_>,
+        weight: &CompressedWeight,
+        seen: Seen<'_>,
+        changed: &mut Changed,
+    ) -> Result<(), PipelineError> {
+        let values = changed.get(self.checkpoint, tensor.name())?;
+        let layer = Layer { stats: seen.stats, ..Layer::new(&tensor.entry.shape, &values, Precision::F32) };
+        let correction = bias_correction(&layer, weight);
+        let correction = correction.map_err(PipelineError::method(self.source(), tensor.name()))?;
+        let name = format!("{}.bias", tensor.entry.module());
+        let mut bias = changed.get(self.checkpoint, &name)?;
+        if bias.len() != correction.len() {
+            let reason = format!("has {} values for {} output features", bias.len(), correction.len());
+            return Err(CheckpointError::tensor(self.source(), &name, reason).into());
+        }
+        bias.iter_mut().zip(&correction).for_each(|(bias, correction)| *bias += correction);
+        changed.values.insert(name, bias);
+        Ok(())
     }
 
     /// A tensor that changed and is not compressed, in the precision that it had.

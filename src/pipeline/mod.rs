@@ -9,6 +9,7 @@ mod calibrated;
 mod config;
 mod error;
 mod global;
+mod memory;
 mod plan;
 mod prepared;
 mod resume;

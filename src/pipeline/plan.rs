@@ -148,6 +148,8 @@ pub struct Plan<'a> {
     pub(super) config: Option<Value>,
     pub(super) companions: Companions,
     pub(super) transforms: Transforms,
+    /// Layers, without `.weight`, whose biases make up for what becomes of their weights.
+    pub(super) corrected: BTreeSet<String>,
     block_bytes: usize,
     pub(super) input_scales: BTreeMap<String, InputScales>,
 }
@@ -176,6 +178,8 @@ impl<'a> Plan<'a> {
             }
         }
         check_names(checkpoint, &tensors)?;
+        let corrected =
+            if recipe.corrects_biases() { corrected(checkpoint, &tensors)? } else { BTreeSet::new() };
         let files = plan_files(checkpoint, &tensors);
         let mut config = plan_config(checkpoint, &tensors)?;
         if let (Some(config), Some(rotation)) = (&mut config, &transforms.rotation) {
@@ -194,6 +198,7 @@ impl<'a> Plan<'a> {
             config,
             companions,
             transforms,
+            corrected,
             block_bytes,
             input_scales,
         })
@@ -262,26 +267,6 @@ impl<'a> Plan<'a> {
         Self { block_bytes, ..self }
     }
 
-    /// Most bytes that the run holds at a time: a block for every thread of the current pool, or the largest tensor that
-    /// must be seen as a whole, and what they become. Tensors that are copied take none.
-    pub fn peak_memory(&self) -> u64 {
-        let threads = rayon::current_num_threads();
-        let of_stage = |stage: Stage<'_>| match stage {
-            Stage::Whole(tensor, _) => stream::working_bytes(tensor, tensor.form().map_or(0, Form::rows)),
-            Stage::Blocks(blocks) => {
-                let mut bytes: Vec<u64> = blocks
-                    .iter()
-                    .map(|block| stream::working_bytes(block.tensor, block.rows.len()))
-                    .collect();
-                bytes.sort_unstable_by(|a, b| b.cmp(a));
-                bytes.iter().take(threads).sum()
-            }
-        };
-        let none = Prepared::default();
-        let stages = (0..self.files.len()).flat_map(|file| self.stages(file, &none));
-        stages.map(of_stage).max().unwrap_or(0)
-    }
-
     /// What a run does for a file of the output, in order.
     pub(super) fn stages(&self, file: usize, prepared: &Prepared) -> Vec<Stage<'_>> {
         stream::stages(self.tensors.iter().filter(|t| t.entry.file == file), self.block_bytes, prepared)
@@ -291,6 +276,28 @@ impl<'a> Plan<'a> {
     pub fn only_tersor_reads(&self) -> impl Iterator<Item = (&str, String)> {
         self.tensors.iter().filter_map(|t| Some((t.name(), compressed_tensors::why_not(t.form()?)?)))
     }
+}
+
+/// Layers that are quantized and have a bias.
+fn corrected(
+    checkpoint: &Checkpoint,
+    tensors: &[PlannedTensor<'_>],
+) -> Result<BTreeSet<String>, PipelineError> {
+    let names: BTreeSet<&str> = tensors.iter().map(PlannedTensor::name).collect();
+    let quantized = tensors
+        .iter()
+        .filter(|tensor| matches!(&tensor.action, PlannedAction::Compress(job) if job.quantize.is_some()));
+    let modules = quantized.map(|tensor| tensor.entry.module().to_owned());
+    let found: BTreeSet<String> =
+        modules.filter(|module| names.contains(format!("{module}.bias").as_str())).collect();
+    if found.is_empty() {
+        return Err(PipelineError::MatchesNothing {
+            path: checkpoint.path().to_path_buf(),
+            what: "bias correction".into(),
+            hint: " (no layer that is quantized has a bias)".into(),
+        });
+    }
+    Ok(found)
 }
 
 fn default_format(checkpoint: &Checkpoint) -> OutputFormat {

@@ -36,7 +36,7 @@ impl Changed {
     }
 
     /// The values of a tensor, changed or not.
-    fn get(&self, checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, PipelineError> {
+    pub(super) fn get(&self, checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, PipelineError> {
         match self.values.get(name) {
             Some(values) => Ok(values.clone()),
             None => Ok(checkpoint.dense(name)?),

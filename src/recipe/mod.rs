@@ -39,11 +39,12 @@
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
 //!   `mse` or `entropy`. Integers have a `method`: `nearest` (the default), `gptq` with `act_order` and `damping`, `clip`, `hqq`,
 //!   or `autoround` with `iterations`; all but the first and `hqq` need [calibration](crate::Calibration).
-//!   `mse` or `entropy`. With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
+//!   With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
 //!   own scale, or `static`, with one scale that calibration finds by an `activation_observer` (as `observer`, with
 //!   `activation_percentile`); `activation_symmetric` is whether they have no zero points, as by default.
 //! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
 //!   `smooth=search` or `awq`.
+//! * `bias_correction = true`, beside `format`, lets biases make up for what quantization does to the mean of their layers' output.
 
 mod error;
 mod pattern;
@@ -91,6 +92,7 @@ pub struct Recipe {
     usual_ignore: Vec<Pattern>,
     format: Option<OutputFormat>,
     transforms: Vec<Transform>,
+    corrects_biases: bool,
 }
 
 /// What a recipe does to one tensor.
@@ -139,6 +141,18 @@ impl Recipe {
     pub fn transform(mut self, transform: Transform) -> Self {
         self.transforms.push(transform);
         self
+    }
+
+    /// Chooses whether the biases of the layers in the network's blocks, where they have some, make up for what quantization
+    /// does to the mean of their output, as [`bias_correction`](crate::bias_correction) says; this needs calibration.
+    #[must_use]
+    pub fn correct_biases(self, corrects_biases: bool) -> Self {
+        Self { corrects_biases, ..self }
+    }
+
+    /// Whether biases make up for what quantization does to the mean of the layers' output.
+    pub fn corrects_biases(&self) -> bool {
+        self.corrects_biases
     }
 
     /// The transforms, in order.

@@ -43,8 +43,8 @@ impl Recipe {
             reason: e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
         })?;
         let root = Fields { place: "the recipe".into(), table: &table };
-        root.only(&["format", "ignore", "transforms", "step"])?;
-        let mut recipe = Self::new();
+        root.only(&["format", "ignore", "transforms", "bias_correction", "step"])?;
+        let mut recipe = Self::new().correct_biases(root.boolean("bias_correction")?.unwrap_or(false));
         if let Some(name) = root.string("format")? {
             recipe = recipe.format(OutputFormat::from_name(name)?);
         }

@@ -185,6 +185,21 @@ impl Sequential {
         start.unwrap_or_default()
     }
 
+    /// Most numbers that a layer works with for an input: what goes in and comes out, and a convolution's windows.
+    pub(super) fn widest_layer(&self) -> usize {
+        let of_layer = |layer: &Layer| match layer {
+            Layer::Linear(product) => product.weight.rows() + product.weight.cols(),
+            Layer::Conv2d(product, Geometry { input, output, .. }) => {
+                let [_, height, width] = output;
+                let of_images = input.iter().product::<usize>() + output.iter().product::<usize>();
+                of_images + height * width * product.weight.cols()
+            }
+            Layer::MaxPool2d { input, .. } => input.iter().product(),
+            Layer::Relu => 0,
+        };
+        self.layers.iter().map(of_layer).max().unwrap_or(0).max(self.input_features)
+    }
+
     /// The layer of a block that has a weight.
     pub(super) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
         let product = self.layers[self.block_start(block)].product();

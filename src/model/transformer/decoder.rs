@@ -183,6 +183,11 @@ impl Decoder {
         &self.model_type
     }
 
+    /// Features of the hidden states.
+    pub(in crate::model) fn hidden_size(&self) -> usize {
+        self.width
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.blocks.len()

@@ -169,6 +169,11 @@ impl Encoder {
         self.vocab_size
     }
 
+    /// Features of the hidden states.
+    pub(in crate::model) fn hidden_size(&self) -> usize {
+        self.sizes.hidden
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.blocks.len()
