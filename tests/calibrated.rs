@@ -432,7 +432,11 @@ fn corrected_biases_make_up_for_the_mean_error() {
     let folder = Folder::new();
     let output = folder.path().join("out");
     let run = plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
-    assert!(run.layers.iter().all(|layer| layer.methods.iter().any(|m| m == "bias corrected")), "{:?}", run.layers[0]);
+    assert!(
+        run.layers.iter().all(|layer| layer.methods.iter().any(|m| m == "bias corrected")),
+        "{:?}",
+        run.layers[0]
+    );
 
     let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
@@ -453,7 +457,8 @@ fn corrected_biases_make_up_for_the_mean_error() {
     let compressed = Checkpoint::open(&output).unwrap();
     let mut changed = 0;
     for (layer, sum) in sums.iter().filter(|(layer, _)| layer.contains("layers.0.")) {
-        let dense = |checkpoint: &Checkpoint, what: &str| checkpoint.dense(&format!("{layer}.{what}")).unwrap();
+        let dense =
+            |checkpoint: &Checkpoint, what: &str| checkpoint.dense(&format!("{layer}.{what}")).unwrap();
         let (before, after) = (dense(&checkpoint, "weight"), dense(&compressed, "weight"));
         let (bias, corrected) = (dense(&checkpoint, "bias"), dense(&compressed, "bias"));
         let cols = sum.len();
@@ -470,5 +475,8 @@ fn corrected_biases_make_up_for_the_mean_error() {
     assert!(changed > 100, "{changed}");
     // there is nothing to correct in a network without biases
     let error = Plan::new(&tiny(), &recipe).unwrap_err().to_string();
-    assert!(error.contains("bias correction") && error.contains("no layer that is quantized has a bias"), "{error}");
+    assert!(
+        error.contains("bias correction") && error.contains("no layer that is quantized has a bias"),
+        "{error}"
+    );
 }
