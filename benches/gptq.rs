@@ -1,6 +1,7 @@
-//! GPTQ of one square layer whose Hessian is given: seconds a run, for `benches/peers/gptq.py`.
+//! GPTQ or SparseGPT of one square layer whose Hessian is given: seconds a run, for `benches/peers/gptq.py`.
 //!
-//! Arguments: input and output features, number of runs. The pool has as many threads as `RAYON_NUM_THREADS` says.
+//! Arguments: input and output features, number of runs, `gptq` (to int4), `50%` or `2:4`. The pool has as many threads as
+//! `RAYON_NUM_THREADS` says.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -9,7 +10,10 @@ use ndarray::Array2;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tersor::kernels::gram::quadratic_forms;
-use tersor::{Bits, Gptq, Granularity, Layer, LayerStats, Method, Needs, Precision};
+use tersor::{
+    Bits, Gptq, Granularity, Layer, LayerStats, Method, Needs, NofM, Precision, SparseGpt, Sparsity,
+    SparsityPattern,
+};
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
@@ -29,20 +33,27 @@ fn main() {
     let values = weights.as_slice().expect("rows lie one after the other");
     let layer = Layer { stats: Some(&stats), ..Layer::new(&shape, values, Precision::F32) };
     let groups = Granularity::Group(NonZeroUsize::new(128).expect("not zero"));
-    let method = Gptq::int(Bits::new(4).expect("2 to 8 bits")).granularity(groups);
+    let gptq = Gptq::int(Bits::new(4).expect("2 to 8 bits")).granularity(groups);
+    let half = SparsityPattern::Unstructured(Sparsity::new(0.5).expect("a fraction"));
+    let two_of_four = SparsityPattern::NofM(NofM::new(2, 4).expect("2 of 4"));
+    let method: &dyn Method = match std::env::args().nth(3).as_deref() {
+        Some("50%") => &SparseGpt::new(half),
+        Some("2:4") => &SparseGpt::new(two_of_four),
+        _ => &gptq,
+    };
     for _ in 0..runs {
         let begin = Instant::now();
         let outcome = method.compress(&layer).expect("a layer that can be quantized").outcome;
         let seconds = begin.elapsed().as_secs_f64();
         let outcome = outcome.expect("a calibrated method has an outcome");
-        // what it takes to compare the result with plain rounding: the errors of two matrices
+        // what it takes to compare the result with the plain alternative: the errors of two matrices
         let begin = Instant::now();
         let [output, _] = quadratic_forms([values, values], size, hessian);
         let comparison = begin.elapsed().as_secs_f64();
         assert!(output > 0.0);
+        let (error, plain, by) = (outcome.method_error, outcome.plain_error, outcome.plain);
         println!(
-            "run: {seconds:.4} s, {comparison:.4} s of it the comparison, error {:.3e}, rounded {:.3e}",
-            outcome.method_error, outcome.rounding_error
+            "run: {seconds:.4} s, {comparison:.4} s of it the comparison, error {error:.3e}, {by} {plain:.3e}"
         );
     }
 }

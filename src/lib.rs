@@ -33,7 +33,7 @@ pub use evaluate::{
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
-pub use layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
+pub use layer::{Alternative, Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 pub use model::{
     Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
     Sampling, SentenceEncoder, Sequential, Tap,
@@ -41,7 +41,10 @@ pub use model::{
 #[cfg(feature = "text")]
 pub use model::{Tokenizer, TokenizerError};
 pub use pipeline::{BlockInputs, Calibration, PipelineError, Plan, Run, VerifyOptions, verify};
-pub use prune::{Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Sparsity, Structured, n_of_m_mask};
+pub use prune::{
+    Allocation, Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Pruning, SparseGpt, Sparsity,
+    SparsityPattern, Structured, Wanda, erdos_renyi_kernel, n_of_m_mask,
+};
 pub use quantize::{
     ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,
     Histogram, Hqq, HqqOptions, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing, awq_scales,

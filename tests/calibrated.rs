@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use common::{Folder, f32s, i64s, safetensors, stored};
 use ndarray::{Array2, ArrayView2};
 use tersor::pipeline::{BlockInputs, Calibration, Progress};
-use tersor::recipe::{Rounding, Transform};
+use tersor::recipe::{Criterion, Rounding, Transform};
 use tersor::{
-    Bits, CalibrateError, Checkpoint, CpuLevel, Cut, DType, Decoder, Execution, Gptq, Granularity,
-    LanguageModel, Needs, PipelineError, Plan, PresetOptions, Recipe, Run, Samples, Step, one_line,
+    Allocation, Bits, CalibrateError, Checkpoint, CpuLevel, Cut, DType, Decoder, Execution, Gptq,
+    Granularity, LanguageModel, Needs, PipelineError, Plan, PresetOptions, Recipe, Run, Samples, Step,
+    one_line,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -70,8 +71,8 @@ fn reported_errors_are_those_of_the_layers_outputs() {
     let run = run(&checkpoint, &recipe("gptq"), &output);
     assert_eq!(run.layers.len(), checkpoint.entries().iter().filter(|e| e.name.contains("_proj")).count());
     for layer in &run.layers {
-        let outcome = layer.outcome.as_ref().unwrap();
-        assert!(outcome.method_error <= outcome.rounding_error || outcome.kept_rounding, "{}", layer.name);
+        let outcome = &layer.outcomes[0];
+        assert!(outcome.method_error <= outcome.plain_error || outcome.kept_plain, "{}", layer.name);
         assert_eq!(outcome.tokens, 12 * 24);
     }
     // the first block sees what the embedding gives, whatever became of it: by the definition, in f64
@@ -106,8 +107,8 @@ fn reported_errors_are_those_of_the_layers_outputs() {
                 total += y * y;
             }
         }
-        let outcome = layer.outcome.as_ref().unwrap();
-        let reported = if outcome.kept_rounding { outcome.rounding_error } else { outcome.method_error };
+        let outcome = &layer.outcomes[0];
+        let reported = if outcome.kept_plain { outcome.plain_error } else { outcome.method_error };
         assert!(
             (error / total - reported).abs() <= 1e-3 * reported,
             "{}: {} {reported}",
@@ -131,7 +132,7 @@ fn methods_that_look_at_the_inputs_serve_the_outputs_better() {
             recipe = recipe.transform(Transform::from_name(transform).unwrap());
         }
         let total = |run: &Run| -> f64 {
-            run.layers.iter().filter_map(|layer| Some(layer.outcome.as_ref()?.method_error)).sum()
+            run.layers.iter().filter_map(|layer| Some(layer.outcomes.first()?.method_error)).sum()
         };
         let run = run(&checkpoint, &recipe, &output);
         assert!(distance(&original, &logits(&output)) < 0.5, "{name}");
@@ -139,7 +140,7 @@ fn methods_that_look_at_the_inputs_serve_the_outputs_better() {
     };
     let rounding: f64 = {
         let run = run(&checkpoint, &recipe("gptq"), &folder.path().join("rounding"));
-        run.layers.iter().map(|layer| layer.outcome.as_ref().unwrap().rounding_error).sum()
+        run.layers.iter().map(|layer| layer.outcomes[0].plain_error).sum()
     };
     for (name, transform) in [
         ("gptq", None),
@@ -151,6 +152,102 @@ fn methods_that_look_at_the_inputs_serve_the_outputs_better() {
     ] {
         let error = of(name, transform);
         assert!(error < rounding, "{name} {transform:?}: {error} beside {rounding}");
+    }
+}
+
+/// Recipes that prune with regard to the inputs, and what the first of its methods is called.
+fn pruning_recipes() -> Vec<(Recipe, &'static str)> {
+    let preset = |names: &str, criterion: &str, rounding: &str, allocation: &str| {
+        let options = PresetOptions {
+            criterion: Criterion::from_name(criterion).unwrap(),
+            rounding: Rounding::from_name(rounding).unwrap(),
+            allocation: Allocation::from_name(allocation).unwrap(),
+            group_size: names.contains("int").then(|| 8.try_into().unwrap()),
+            ..PresetOptions::default()
+        };
+        Recipe::preset(names, options).unwrap()
+    };
+    vec![
+        (preset("50%", "wanda", "nearest", "layer"), "Wanda 50%"),
+        (preset("2:4", "sparsegpt", "nearest", "layer"), "SparseGPT 2:4"),
+        (preset("60%", "sparsegpt", "nearest", "erk"), "SparseGPT 60%, by shape"),
+        (preset("60%", "wanda", "nearest", "global"), "Wanda 60%, global"),
+        (preset("50%+int4", "wanda", "gptq", "layer"), "Wanda 50%"),
+        (
+            preset("2:4+int4", "sparsegpt", "gptq", "layer"),
+            "SparseGPT 2:4 jointly with GPTQ to int4, group 8",
+        ),
+        (preset("2:4+int8", "sparsegpt", "nearest", "layer"), "SparseGPT 2:4"),
+    ]
+}
+
+#[test]
+fn pruning_with_regard_to_the_inputs_writes_what_was_planned() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let original = logits(checkpoint.path());
+    let magnitude = {
+        let output = folder.path().join("magnitude");
+        let recipe = Recipe::preset("50%", PresetOptions::default()).unwrap();
+        Plan::new(&checkpoint, &recipe).unwrap().run(&output, &mut go).unwrap();
+        distance(&original, &logits(&output))
+    };
+    for (i, (recipe, name)) in pruning_recipes().into_iter().enumerate() {
+        let output = folder.path().join(format!("out{i}"));
+        let plan = Plan::new(&checkpoint, &recipe).unwrap();
+        assert_eq!(plan.needs(), Needs::Hessian);
+        let uncalibrated = plan.run(&output, &mut go).unwrap_err();
+        assert!(matches!(uncalibrated, PipelineError::NeedsCalibration { .. }));
+        let run = run(&checkpoint, &recipe, &output);
+        assert_eq!(run.bytes_after, plan.bytes_after(), "{name}");
+        let compressed = Checkpoint::open(&output).unwrap();
+        for layer in &run.layers {
+            assert!(layer.methods[0].starts_with(name), "{:?}", layer.methods);
+            let asked = if name.contains("60%") { None } else { Some(0.5) };
+            assert!(asked.is_none_or(|asked| (layer.sparsity - asked).abs() < 0.01), "{name} {}", layer.name);
+            let zeros = compressed.dense(&layer.name).unwrap().iter().filter(|w| **w == 0.0).count();
+            let elements: usize = layer.shape.iter().product();
+            assert!(zeros as f64 >= layer.sparsity * elements as f64, "{name} {}", layer.name);
+            let methods = if name == "Wanda 50%" && recipe.steps().len() == 2 { 2 } else { 1 };
+            assert_eq!(layer.outcomes.len(), methods, "{name}");
+            assert!(layer.outcomes.iter().all(|outcome| outcome.error() <= outcome.plain_error), "{name}");
+        }
+        let all: usize = run.layers.iter().map(|layer| layer.shape.iter().product::<usize>()).sum();
+        let gone: f64 =
+            run.layers.iter().map(|l| l.sparsity * l.shape.iter().product::<usize>() as f64).sum::<f64>();
+        let asked = if name.contains("60%") { 0.6 } else { 0.5 };
+        assert!((gone / all as f64 - asked).abs() < 0.01, "{name}: {}", gone / all as f64);
+        let distance = distance(&original, &logits(&output));
+        assert!(distance < 1.3 * magnitude, "{name}: {distance} beside {magnitude}");
+    }
+}
+
+#[test]
+fn what_was_pruned_before_stays_pruned_and_the_sparsity_is_of_the_whole() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let preset = |names: &str, criterion: &str| {
+        let criterion = Criterion::from_name(criterion).unwrap();
+        Recipe::preset(names, PresetOptions { criterion, ..PresetOptions::default() }).unwrap()
+    };
+    let first = folder.path().join("first");
+    run(&checkpoint, &preset("40%", "sparsegpt"), &first);
+    let first = Checkpoint::open(&first).unwrap();
+    for criterion in ["magnitude", "wanda", "sparsegpt"] {
+        let output = folder.path().join(criterion);
+        let run = run(&first, &preset("70%", criterion), &output);
+        let second = Checkpoint::open(&output).unwrap();
+        for layer in &run.layers {
+            assert!((layer.sparsity - 0.7).abs() < 0.02, "{criterion} {}: {}", layer.name, layer.sparsity);
+            let masks = [&first, &second].map(|c| c.weight(&layer.name).unwrap().mask().unwrap());
+            if criterion != "wanda" {
+                assert_eq!(masks[1].and(&masks[0]).unwrap(), masks[1], "{criterion} {}", layer.name);
+            }
+            let values = second.dense(&layer.name).unwrap();
+            let revived = (0..values.len())
+                .filter(|i| !masks[0].keeps(i / layer.shape[1], i % layer.shape[1]) && values[*i] != 0.0);
+            assert_eq!(revived.count(), 0, "{criterion} {}", layer.name);
+        }
     }
 }
 
@@ -184,14 +281,16 @@ fn bytes_depend_on_neither_threads_nor_instructions() {
 
 #[test]
 fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
-    for (inputs, transforms) in [
-        (BlockInputs::Compressed, &["rotate"][..]),
-        (BlockInputs::Compressed, &["rotate", "awq"]),
-        (BlockInputs::Dense, &["rotate", "awq"]),
+    let prune = |number: usize| pruning_recipes().swap_remove(number).0;
+    for (mut recipe, inputs, transforms) in [
+        (recipe("gptq"), BlockInputs::Compressed, &["rotate"][..]),
+        (recipe("gptq"), BlockInputs::Compressed, &["rotate", "awq"]),
+        (recipe("gptq"), BlockInputs::Dense, &["rotate", "awq"]),
+        (prune(1), BlockInputs::Compressed, &[]),
+        (prune(4), BlockInputs::Dense, &[]),
     ] {
         let checkpoint = tiny();
         let folder = Folder::new();
-        let mut recipe = recipe("gptq");
         for name in transforms {
             recipe = recipe.transform(Transform::from_name(name).unwrap());
         }
@@ -280,7 +379,7 @@ fn later_blocks_see_what_the_compressed_ones_give() {
     };
     let (compressed, dense) = (run(BlockInputs::Compressed, "compressed"), run(BlockInputs::Dense, "dense"));
     for (a, b) in compressed.layers.iter().zip(&dense.layers) {
-        let same = a.outcome == b.outcome;
+        let same = a.outcomes == b.outcomes;
         assert_eq!(same, a.name.contains("layers.0."), "{}", a.name);
     }
 }
@@ -334,8 +433,8 @@ fn networks_of_layers_are_calibrated_too() {
         let run =
             plan.run_calibrated(folder.path().join("out"), Calibration::new(&samples), &mut go).unwrap();
         for layer in &run.layers {
-            let outcome = layer.outcome.as_ref().unwrap();
-            assert!(outcome.method_error < outcome.rounding_error, "{name} {}: {outcome:?}", layer.name);
+            let outcome = &layer.outcomes[0];
+            assert!(outcome.method_error < outcome.plain_error, "{name} {}: {outcome:?}", layer.name);
         }
     }
 }

@@ -112,7 +112,7 @@ fn clipping_finds_the_ranges_of_autoawq() {
         let method = ClippedRounding::int(bits(case)).symmetric(symmetric(case)).granularity(group(case));
         let result = method.compress(&layer).unwrap();
         let outcome = result.outcome.as_ref().unwrap();
-        assert!(outcome.method_error < outcome.rounding_error && !outcome.kept_rounding, "{case}");
+        assert!(outcome.method_error < outcome.plain_error && !outcome.kept_plain, "{case}");
         let codes = CodeType::Int { bits: bits(case), symmetric: symmetric(case) };
         let scales = result.weight.scales().unwrap();
         let tiles = layer.values.chunks(number(case, "group")).zip(golden.floats(case, "limit"));
@@ -203,8 +203,8 @@ fn auto_round_descends_as_the_reference() {
         let result = method.compress(&layer).unwrap();
         let outcome = result.outcome.as_ref().unwrap();
         let theirs = f64::from(golden.floats(case, "error")[0]);
-        println!("{} against {theirs}, rounding {}: {case}", outcome.method_error, outcome.rounding_error);
-        assert!(outcome.method_error < outcome.rounding_error, "{case}");
+        println!("{} against {theirs}, rounding {}: {case}", outcome.method_error, outcome.plain_error);
+        assert!(outcome.method_error < outcome.plain_error, "{case}");
         if iterations < 10 {
             assert_close(outcome.method_error, theirs, 1e-4, case);
             let scales = result.weight.scales().unwrap();

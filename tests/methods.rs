@@ -85,15 +85,15 @@ fn calibrated_methods_are_never_worse_than_rounding_and_say_what_they_did() {
         }
         let outcome = result.outcome.unwrap();
         assert_eq!(outcome.tokens, 90);
-        if outcome.kept_rounding {
-            assert!(outcome.method_error > outcome.rounding_error, "{}", method.name());
+        if outcome.kept_plain {
+            assert!(outcome.method_error > outcome.plain_error, "{}", method.name());
         } else {
-            assert!(outcome.method_error <= outcome.rounding_error, "{}", method.name());
+            assert!(outcome.method_error <= outcome.plain_error, "{}", method.name());
         }
         // a few steps with scales that many rows share may find nothing
         let few_share = method.name().contains("channel") || method.name().contains("group");
         if method.name().starts_with("auto-round") && few_share {
-            assert!(outcome.method_error < 0.9 * outcome.rounding_error, "{}: {outcome:?}", method.name());
+            assert!(outcome.method_error < 0.9 * outcome.plain_error, "{}: {outcome:?}", method.name());
         }
     }
 }

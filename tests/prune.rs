@@ -1,9 +1,13 @@
 //! Pruning through the public API, against sorting.
 
+use ndarray::Array2;
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tersor::{
-    Axis, Compressed, CubicSchedule, Layer, LayoutKind, Magnitude, MagnitudeThreshold, Mask, Method,
-    MethodError, NofM, Precision, Sparsity, Structured, n_of_m_mask,
+    Alternative, Axis, Bits, Compressed, CpuLevel, CubicSchedule, Gptq, Granularity, Layer, LayerStats,
+    LayoutKind, Magnitude, MagnitudeThreshold, Mask, Method, MethodError, Needs, NofM, Precision, Pruning,
+    SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, n_of_m_mask,
 };
 
 fn layer<'a>(shape: &'a [usize], values: &'a [f32], layout: LayoutKind) -> Layer<'a> {
@@ -249,4 +253,280 @@ fn a_cubic_schedule_never_leaves_its_ends_or_turns_back() {
     let curve: Vec<f64> = (0..3010).map(|t| schedule.at(t).get()).collect();
     assert!(curve.windows(2).all(|w| w[0] <= w[1]));
     assert_eq!((curve[0], curve[3009]), (0.1, 0.9));
+}
+
+/// Weights, inputs whose channels go together, and statistics of these.
+fn calibrated(rows: usize, cols: usize, tokens: usize) -> (Vec<f32>, Array2<f32>, LayerStats) {
+    let mut random = ChaCha8Rng::seed_from_u64((rows * cols) as u64);
+    let values = (0..rows * cols).map(|_| random.random_range(-1.0..1.0)).collect();
+    let common = Array2::from_shape_fn((tokens, 7), |_| random.random_range(-1.0..1.0f32));
+    let inputs = Array2::from_shape_fn((tokens, cols), |(t, c)| {
+        (1.0 + (c % 5) as f32) * (common[[t, c % 7]] + random.random_range(-0.4..0.4))
+    });
+    let mut stats = LayerStats::new(cols, Needs::Hessian);
+    stats.observe(inputs.view()).unwrap();
+    (values, inputs, stats)
+}
+
+fn half() -> SparsityPattern {
+    SparsityPattern::Unstructured(sparsity(0.5))
+}
+
+fn of(n: usize, m: usize) -> SparsityPattern {
+    SparsityPattern::NofM(NofM::new(n, m).unwrap())
+}
+
+/// What a pattern keeps of the neighbours, or of all, by these numbers.
+fn keep_by(pattern: SparsityPattern, saliency: &[f64]) -> Vec<bool> {
+    match pattern {
+        SparsityPattern::Unstructured(s) => keep_largest(saliency, s.of(saliency.len() as u64) as usize),
+        SparsityPattern::NofM(p) => saliency
+            .chunks(p.m())
+            .flat_map(|group| keep_largest(group, group.len().saturating_sub(p.n())))
+            .collect(),
+    }
+}
+
+#[test]
+fn wanda_compares_weights_times_norms_within_each_row() {
+    for (rows, cols, pattern) in [
+        (5, 40, half()),
+        (1, 1, half()),
+        (33, 37, SparsityPattern::Unstructured(sparsity(0.83))),
+        (4, 22, of(2, 4)),
+        (4, 22, of(3, 5)),
+    ] {
+        let (values, inputs, stats) = calibrated(rows, cols, 60);
+        let shape = [rows, cols];
+        let layer = Layer { stats: Some(&stats), ..layer(&shape, &values, LayoutKind::Bitmask) };
+        let norms: Vec<f64> = inputs
+            .columns()
+            .into_iter()
+            .map(|x| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt())
+            .collect();
+        let keep: Vec<bool> = values
+            .chunks(cols)
+            .flat_map(|row| {
+                let saliency: Vec<f64> =
+                    row.iter().zip(&norms).map(|(w, norm)| f64::from(w.abs()) * norm).collect();
+                keep_by(pattern, &saliency)
+            })
+            .collect();
+        let wanda = Wanda::new(pattern);
+        assert_eq!(bools(&wanda.mask(&layer).unwrap()), keep, "{rows} × {cols}, {pattern}");
+        assert_eq!(wanda.kept(rows, cols), keep.iter().filter(|keep| **keep).count());
+        let compressed = wanda.compress(&layer).unwrap();
+        if compressed.outcome.as_ref().is_some_and(|outcome| !outcome.kept_plain) {
+            assert_pruned(&compressed, &values, &keep);
+        }
+    }
+}
+
+#[test]
+fn magnitude_is_kept_where_it_is_better() {
+    // the second row hardly matters, but Wanda takes as much of the first
+    let values = [4.0, 3.0, 0.1, 0.2];
+    let mut stats = LayerStats::new(2, Needs::Hessian);
+    stats.observe(ndarray::array![[1.0, 0.0], [0.0, 1.0]].view()).unwrap();
+    let layer = Layer { stats: Some(&stats), ..layer(&[2, 2], &values, LayoutKind::Bitmask) };
+    let compressed = Wanda::new(half()).compress(&layer).unwrap();
+    assert_pruned(&compressed, &values, &[true, true, false, false]);
+    let outcome = compressed.outcome.unwrap();
+    assert_eq!((outcome.kept_plain, outcome.plain), (true, Alternative::Magnitude));
+    assert!((outcome.plain_error - 0.05 / 25.05).abs() < 1e-6 && outcome.error() == outcome.plain_error);
+    assert!((outcome.method_error - 9.01 / 25.05).abs() < 1e-6);
+    assert_eq!(outcome.words(), "lost to magnitude pruning, which was kept");
+    // without the products of channels there is nothing to compare
+    let mut stats = LayerStats::new(2, Needs::Channels);
+    stats.observe(ndarray::array![[1.0, 0.0], [0.0, 1.0]].view()).unwrap();
+    let compressed = Wanda::new(half()).compress(&Layer { stats: Some(&stats), ..layer }).unwrap();
+    assert_pruned(&compressed, &values, &[true, false, false, true]);
+    assert_eq!(compressed.outcome, None);
+}
+
+/// By Gauss and Jordan.
+fn inverse(mut a: Array2<f64>) -> Array2<f64> {
+    let n = a.nrows();
+    let mut inverse = Array2::eye(n);
+    for i in 0..n {
+        let pivot = a[[i, i]];
+        a.row_mut(i).mapv_inplace(|x| x / pivot);
+        inverse.row_mut(i).mapv_inplace(|x| x / pivot);
+        for k in (0..n).filter(|k| *k != i) {
+            let factor = a[[k, i]];
+            for j in 0..n {
+                a[[k, j]] -= factor * a[[i, j]];
+                inverse[[k, j]] -= factor * inverse[[i, j]];
+            }
+        }
+    }
+    inverse
+}
+
+/// Algorithm 1 of the paper on a layer of one block, with the inverse of what is left of the Hessian in every step.
+fn sparse_gpt_by_definition(
+    values: &[f32],
+    inputs: &Array2<f32>,
+    pattern: SparsityPattern,
+) -> (Vec<bool>, Array2<f64>) {
+    let cols = inputs.ncols();
+    let x = inputs.mapv(f64::from);
+    let mut hessian = x.t().dot(&x) / x.nrows() as f64;
+    let damping = 0.01 * hessian.diag().sum() / cols as f64;
+    hessian.diag_mut().mapv_inplace(|x| x + damping);
+    let inverses: Vec<Array2<f64>> =
+        (0..cols).map(|j| inverse(hessian.slice(ndarray::s![j.., j..]).to_owned())).collect();
+    let mut w = Array2::from_shape_fn((values.len() / cols, cols), |(r, c)| f64::from(values[r * cols + c]));
+    let mut keep = vec![true; values.len()];
+    for j in 0..cols {
+        let width = match pattern {
+            SparsityPattern::Unstructured(_) => cols,
+            SparsityPattern::NofM(p) => p.m(),
+        };
+        if j % width == 0 {
+            let columns = j..(j + width).min(cols);
+            let saliency = |r: usize| {
+                columns.clone().map(|c| w[[r, c]].powi(2) / inverses[c][[0, 0]]).collect::<Vec<_>>()
+            };
+            let all: Vec<f64> = (0..w.nrows()).flat_map(saliency).collect();
+            let kept: Vec<bool> = match pattern {
+                SparsityPattern::Unstructured(_) => keep_by(pattern, &all),
+                SparsityPattern::NofM(_) => {
+                    all.chunks(columns.len()).flat_map(|row| keep_by(pattern, row)).collect()
+                }
+            };
+            for (i, kept) in kept.iter().enumerate() {
+                keep[i / columns.len() * cols + j + i % columns.len()] = *kept;
+            }
+        }
+        for r in 0..w.nrows() {
+            if !keep[r * cols + j] {
+                let factor = w[[r, j]] / inverses[j][[0, 0]];
+                for c in j..cols {
+                    w[[r, c]] -= factor * inverses[j][[c - j, 0]];
+                }
+            }
+        }
+    }
+    (keep, w)
+}
+
+#[test]
+fn sparse_gpt_is_that_of_the_definition() {
+    for (rows, cols, pattern) in [
+        (34, 24, half()),
+        (7, 30, SparsityPattern::Unstructured(sparsity(0.8))),
+        (40, 24, of(2, 4)),
+        (3, 25, of(1, 3)),
+        (5, 31, of(4, 8)),
+    ] {
+        let (values, inputs, stats) = calibrated(rows, cols, 100);
+        let shape = [rows, cols];
+        let layer = Layer { stats: Some(&stats), ..layer(&shape, &values, LayoutKind::CompressedRows) };
+        let compressed = SparseGpt::new(pattern).compress(&layer).unwrap();
+        let (keep, expected) = sparse_gpt_by_definition(&values, &inputs, pattern);
+        assert_eq!(bools(&compressed.weight.mask().unwrap()), keep, "{rows} × {cols}, {pattern}");
+        let found = compressed.weight.dequantize();
+        let off = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-4, "{rows} × {cols}, {pattern}: {off}");
+        // every weight's error as it is, by the definition
+        let x = inputs.mapv(f64::from);
+        let dense = Array2::from_shape_fn((rows, cols), |(r, c)| f64::from(values[r * cols + c]));
+        let energy = |w: &Array2<f64>| w.dot(&x.t()).mapv(|y| y * y).sum();
+        let outcome = compressed.outcome.unwrap();
+        let error = energy(&(&dense - &found.mapv(f64::from))) / energy(&dense);
+        assert!((outcome.error() / error - 1.0).abs() < 1e-3, "{outcome:?} {error}");
+        assert!(outcome.method_error < 0.7 * outcome.plain_error, "{outcome:?}");
+    }
+}
+
+/// Everything that looks at the inputs, on 70 rows: three panels, of which the last is not full.
+fn calibrated_methods() -> Vec<Box<dyn Method>> {
+    let groups = |size: usize| Granularity::Group(size.try_into().unwrap());
+    let int4 = Gptq::int(Bits::new(4).unwrap());
+    vec![
+        Box::new(Wanda::new(half())),
+        Box::new(Wanda::new(of(2, 4))),
+        Box::new(SparseGpt::new(half())),
+        Box::new(SparseGpt::new(of(2, 4))),
+        Box::new(SparseGpt::new(of(3, 7))),
+        Box::new(int4.pruning(half())),
+        Box::new(int4.granularity(groups(32)).pruning(half())),
+        Box::new(int4.granularity(groups(32)).pruning(of(2, 4))),
+        Box::new(int4.granularity(groups(30)).pruning(of(2, 4))),
+        Box::new(int4.granularity(groups(32)).act_order(true).pruning(of(2, 4))),
+        Box::new(int4.act_order(true).pruning(half())),
+    ]
+}
+
+#[test]
+fn calibrated_pruning_depends_on_neither_threads_nor_instructions() {
+    let (values, _, stats) = calibrated(70, 300, 400);
+    let shape = [70, 300];
+    let layer = Layer { stats: Some(&stats), ..layer(&shape, &values, LayoutKind::Bitmask) };
+    let before = CpuLevel::current();
+    for method in calibrated_methods() {
+        let expected = method.compress(&layer).unwrap();
+        for level in CpuLevel::ALL.into_iter().filter(|level| level.set_current().is_ok()) {
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let found = pool.install(|| method.compress(&layer).unwrap());
+                assert!(found == expected, "{}: {level} with {threads} threads", method.name());
+            }
+        }
+        before.set_current().unwrap();
+    }
+}
+
+#[test]
+fn what_an_earlier_step_pruned_stays_zero_and_counts() {
+    let (mut values, _, stats) = calibrated(70, 300, 400);
+    let shape = [70, 300];
+    // one quarter, and more than half of the first row
+    let earlier = Mask::from_fn(70, 300, |row, col| (row + col) % 4 > 0 && (row > 0 || col > 200));
+    earlier.apply(&mut values).unwrap();
+    let layer = layer(&shape, &values, LayoutKind::Bitmask);
+    let layer = Layer { stats: Some(&stats), mask: Some(&earlier), ..layer };
+    for method in calibrated_methods() {
+        let compressed = method.compress(&layer).unwrap();
+        let decoded = compressed.weight.dequantize();
+        let revived = |((row, col), w): &((usize, usize), &f32)| !earlier.keeps(*row, *col) && **w != 0.0;
+        assert_eq!(decoded.indexed_iter().filter(revived).count(), 0, "{}", method.name());
+        assert!(compressed.outcome.unwrap().error() < 0.5, "{}", method.name());
+        // the sparsity is that of the whole
+        let kept = compressed.weight.form().kept();
+        assert!((kept as i64 - 70 * 150).abs() <= 70 * 22, "{}: {kept}", method.name());
+    }
+}
+
+#[test]
+fn rounding_and_pruning_together_is_better_than_one_after_the_other() {
+    let (values, _, stats) = calibrated(70, 256, 400);
+    let shape = [70, 256];
+    let groups = Granularity::Group(32.try_into().unwrap());
+    for pattern in [half(), of(2, 4)] {
+        let layer = Layer { stats: Some(&stats), ..layer(&shape, &values, LayoutKind::Bitmask) };
+        let gptq = Gptq::int(Bits::new(3).unwrap()).granularity(groups);
+        let pruning = Pruning::from(SparseGpt::new(pattern));
+        let joint = pruning.jointly_with(&gptq).unwrap().compress(&layer).unwrap();
+        let pruned = pruning.method().compress(&layer).unwrap().weight;
+        let (mask, between) = (pruned.mask().unwrap(), pruned.dequantize());
+        let after = Layer { values: between.as_slice().unwrap(), mask: Some(&mask), ..layer };
+        let in_turn = gptq.compress(&after).unwrap().weight;
+        let error = |w: &tersor::CompressedWeight| -> f64 {
+            let hessian = stats.hessian().unwrap();
+            let difference: Vec<f64> =
+                w.dequantize().iter().zip(&values).map(|(a, b)| f64::from(a - b)).collect();
+            let row = |d: &[f64]| -> f64 {
+                d.iter()
+                    .zip(hessian.chunks(256))
+                    .map(|(x, h)| x * h.iter().zip(d).map(|(h, y)| f64::from(*h) * y).sum::<f64>())
+                    .sum()
+            };
+            difference.chunks(256).map(row).sum()
+        };
+        let (joint, in_turn) = (error(&joint.weight), error(&in_turn));
+        assert!(joint < 0.97 * in_turn, "{pattern}: {joint} beside {in_turn}");
+        assert!(Pruning::from(Wanda::new(pattern)).jointly_with(&gptq).is_none());
+    }
 }

@@ -1,10 +1,10 @@
-"""GPTQ of one 4096 × 4096 layer to int4 in groups of 128, ours and the usual algorithm in torch, in turn.
+"""GPTQ of one 4096 × 4096 layer to int4 in groups of 128, or SparseGPT of it, ours and the usual algorithm in torch, in turn.
 
     cargo bench --bench gptq --no-run
-    python benches/peers/gptq.py PATH/TO/gptq-… [size] [rounds]
+    python benches/peers/gptq.py PATH/TO/gptq-… [size] [rounds] [gptq | 50% | 2:4]
 
-The Hessian is given to both. Ours also rounds the layer to nearest and measures the output's error of both results, within the
-time; "alone" is without that comparison, which torch does not make. Prints medians and their ratios, with 1 and 2 threads.
+The Hessian is given to both. Ours also makes the plain alternative (rounding to nearest, magnitude pruning) and measures the
+output's error of both results, within the time; "alone" is without that comparison, which torch does not make. Prints medians and their ratios, with 1 and 2 threads.
 """
 
 import os
@@ -44,10 +44,40 @@ def gptq(weights, hessian, group=128, block=128, damping=0.01):
     return w
 
 
-def ours(binary, size, threads):
+def sparse_gpt(weights, hessian, pattern, block=128, damping=0.01):
+    """Frantar & Alistarh 2023, the same."""
+    w, h = weights.clone(), hessian.clone()
+    cols = w.shape[1]
+    h.diagonal().add_(damping * h.diagonal().mean())
+    h = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    for first in range(0, cols, block):
+        last = min(first + block, cols)
+        part, inverse = w[:, first:last].clone(), h[first:last, first:last]
+        diagonal = inverse.diagonal()
+        result, errors = torch.zeros_like(part), torch.zeros_like(part)
+        mask = torch.zeros_like(part, dtype=torch.bool)
+        if pattern == "50%":
+            saliency = (part / diagonal).square()
+            mask = saliency <= saliency.flatten().sort().values[saliency.numel() // 2 - 1]
+        for i in range(last - first):
+            if pattern == "2:4" and i % 4 == 0:
+                saliency = (part[:, i : i + 4] / diagonal[i : i + 4]).square()
+                mask.scatter_(1, i + saliency.topk(2, dim=1, largest=False).indices, True)
+            column = part[:, i]
+            q = torch.where(mask[:, i], 0.0, column)
+            result[:, i] = q
+            error = (column - q) / diagonal[i]
+            part[:, i:] -= error[:, None] @ inverse[i, i:][None]
+            errors[:, i] = error
+        w[:, first:last] = result
+        w[:, last:] -= errors @ h[first:last, last:]
+    return w
+
+
+def ours(binary, size, threads, method):
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
     text = subprocess.run(
-        [binary, str(size), "2"], env=environment, check=True, capture_output=True, text=True
+        [binary, str(size), "2", method], env=environment, check=True, capture_output=True, text=True
     ).stdout
     runs = [line.split() for line in text.splitlines() if line.startswith("run:")]
     return [float(words[1]) for words in runs], [float(words[1]) - float(words[3]) for words in runs]
@@ -57,6 +87,7 @@ def main():
     binary = sys.argv[1]
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 4096
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    method = sys.argv[4] if len(sys.argv) > 4 else "gptq"
     torch.manual_seed(1)
     weights = torch.rand(size, size) * 2 - 1
     inputs = torch.rand(2 * size, size) * 2 - 1
@@ -66,11 +97,14 @@ def main():
         torch.set_num_threads(threads)
         times = {"tersor": [], "alone": [], "torch": []}
         for _ in range(rounds):
-            whole, alone = ours(binary, size, threads)
+            whole, alone = ours(binary, size, threads, method)
             times["tersor"] += whole
             times["alone"] += alone
             begin = time.perf_counter()
-            gptq(weights, hessian)
+            if method == "gptq":
+                gptq(weights, hessian)
+            else:
+                sparse_gpt(weights, hessian, method)
             times["torch"].append(time.perf_counter() - begin)
         medians = {name: statistics.median(of) for name, of in times.items()}
         ratios = {name: medians["torch"] / of for name, of in medians.items()}

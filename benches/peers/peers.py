@@ -225,6 +225,26 @@ def torch_kthvalue(case, data):
     return InPlace(run, kept, data.w), lambda _: kept
 
 
+@peer("torch global_unstructured", "prune")
+def torch_global_unstructured(case, data):
+    th = torch()
+    from torch.nn.utils import prune
+
+    kept = data.w.copy()
+    tensors = th.from_numpy(kept).reshape(case["tensors"], case["rows"], case["cols"])
+
+    def run():
+        modules = [th.nn.Module() for _ in tensors]
+        for module, w in zip(modules, tensors):
+            module.weight = th.nn.Parameter(w, requires_grad=False)
+        named = [(module, "weight") for module in modules]
+        prune.global_unstructured(named, pruning_method=prune.L1Unstructured, amount=kept.size // 2)
+        for module, w in zip(modules, tensors):
+            w.copy_(module.weight)
+
+    return InPlace(run, kept, data.w), lambda _: kept
+
+
 class InPlace:
     """A call that changes its input, and what restores it, which is not timed."""
 

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use tersor::recipe::{Rounding, Transform, preset_names};
+use tersor::recipe::{Criterion, Rounding, Transform, preset_names};
 use tersor::report::{Keep, Pricing};
-use tersor::{OutputFormat, Overflow, PresetOptions, Recipe};
+use tersor::{Allocation, OutputFormat, Overflow, PresetOptions, Recipe};
 
 use super::Failure;
 use super::task::{ActivationChoice, Reference, TaskArgs};
@@ -127,6 +127,8 @@ Examples:
   tersor compress SmolLM2-135M --preset int4 --group-size 64 --ignore '*.down_proj' -o out
   tersor compress model.safetensors --preset 2:4+int8 -o out
   tersor compress SmolLM2-135M --preset int4 --method gptq --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset 50% --pruning wanda --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset 2:4+int4 --pruning sparsegpt --method gptq --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset int4 --transform awq --method clip --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --recipe recipe.toml -o out --json
 
@@ -161,7 +163,7 @@ pub(super) struct CalibrationArgs {
     /// Keep what the layers see in this folder, or take it from there; for dense inputs
     #[arg(long, value_name = "DIR", requires = "calibration")]
     pub(super) statistics: Option<PathBuf>,
-    /// Stop where a method loses to plain rounding, or something else does not go as asked
+    /// Stop where a method loses to plain rounding or magnitude pruning, or something else does not go as asked
     #[arg(long, requires = "calibration")]
     pub(super) strict: bool,
 }
@@ -188,6 +190,12 @@ pub(super) struct RecipeArgs {
     /// How the codes of integer presets are chosen
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
     pub(super) method: Option<String>,
+    /// How it is chosen which weights presets drop
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How it is chosen which weights presets drop:", &Criterion::NAMES))]
+    pub(super) pruning: Option<String>,
+    /// How the sparsity of a preset is spread over the layers
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How the sparsity of a preset is spread over the layers:", &Allocation::NAMES))]
+    pub(super) allocation: Option<String>,
     /// Change the whole model before, without changing what it computes; repeatable
     #[arg(long, value_name = "NAME", long_help = names_help("Change the whole model before, without changing what it computes; repeatable:", &Transform::NAMES))]
     pub(super) transform: Vec<String>,
@@ -253,7 +261,11 @@ impl RecipeArgs {
                 Some(OverflowChoice::Clamp) => Overflow::Clamp,
             };
             let rounding = self.method.as_deref().map(Rounding::from_name).transpose()?.unwrap_or_default();
-            let options = PresetOptions { group_size: self.group_size, overflow, format, rounding };
+            let criterion =
+                self.pruning.as_deref().map(Criterion::from_name).transpose()?.unwrap_or_default();
+            let allocation = self.allocation.as_deref().map(Allocation::from_name).transpose()?.flatten();
+            let group_size = self.group_size;
+            let options = PresetOptions { group_size, overflow, format, rounding, criterion, allocation };
             Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
         };
         if let Some(format) = format {

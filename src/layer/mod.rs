@@ -87,19 +87,44 @@ impl Compressed {
     }
 }
 
-/// What a calibrated method did to a layer, beside plain rounding.
+/// What becomes of a layer without regard to its output, with as many weights and bits as by the method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Alternative {
+    /// Rounding to nearest.
+    Rounding,
+    /// Keeping the largest magnitudes.
+    Magnitude,
+    /// Keeping the largest magnitudes, and rounding them to nearest.
+    MagnitudeAndRounding,
+}
+
+impl std::fmt::Display for Alternative {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rounding => "plain rounding",
+            Self::Magnitude => "magnitude pruning",
+            Self::MagnitudeAndRounding => "magnitude pruning with plain rounding",
+        })
+    }
+}
+
+/// What a calibrated method did to a layer, beside the plain alternative.
 ///
 /// Errors are those of the output over the calibration inputs, `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The error of rounding to nearest with the same codes.
+    /// The plain alternative.
+    pub plain: Alternative,
+    /// Its error.
     #[serde(deserialize_with = "infinite")]
-    pub rounding_error: f64,
+    pub plain_error: f64,
     /// The error of what the method found.
     #[serde(deserialize_with = "infinite")]
     pub method_error: f64,
-    /// Whether the method lost, and the layer was rounded to nearest.
-    pub kept_rounding: bool,
+    /// Whether the method lost, and the plain alternative was kept.
+    pub kept_plain: bool,
     /// What was added to the Hessian's diagonal, as a fraction of its mean; 0 if nothing.
     pub damping: f64,
     /// Input channels that were zero throughout.
@@ -113,18 +138,26 @@ pub struct Outcome {
 impl Outcome {
     /// The error of what was kept.
     pub fn error(&self) -> f64 {
-        if self.kept_rounding { self.rounding_error } else { self.method_error }
+        if self.kept_plain { self.plain_error } else { self.method_error }
+    }
+
+    /// What did not go as asked with several methods, one after the other.
+    pub(crate) fn words_of(outcomes: &[Self]) -> String {
+        let words = outcomes.iter().map(Self::words).filter(|words| !words.is_empty());
+        words.collect::<Vec<_>>().join("; ")
     }
 
     /// What did not go as asked, in words; empty if all did.
     pub fn words(&self) -> String {
-        let lost = self.kept_rounding.then(|| "lost to plain rounding, which was kept".to_owned());
+        let lost = self.kept_plain.then(|| format!("lost to {}, which was kept", self.plain));
         lost.into_iter().chain(self.notes.iter().cloned()).collect::<Vec<_>>().join("; ")
     }
 }
 
 /// A way to compress one layer.
-pub trait Method: std::fmt::Debug + Send + Sync {
+///
+/// A method is [`Any`](std::any::Any), so that one that prunes can tell whether it and one that rounds can be done jointly.
+pub trait Method: std::any::Any + std::fmt::Debug + Send + Sync {
     /// What the method is called in plans and reports.
     fn name(&self) -> String;
 

@@ -77,7 +77,7 @@ impl<'s> Calibration<'s> {
         Self { inputs, ..self }
     }
 
-    /// Makes an error of everything that a report would only mention: a layer where the method lost to plain rounding, a
+    /// Makes an error of everything that a report would only mention: a layer where the method lost to the plain alternative, a
     /// Hessian that had to be damped more than asked for, too few samples.
     #[must_use]
     pub fn strict(self, strict: bool) -> Self {
@@ -348,7 +348,7 @@ impl Plan<'_> {
     /// What must be known of the input of a tensor's layer.
     pub(super) fn needs_of(&self, tensor: &PlannedTensor<'_>) -> Needs {
         let PlannedAction::Compress(job) = &tensor.action else { return Needs::Nothing };
-        let of_method = job.quantize.map(Method::needs).unwrap_or_default();
+        let of_method = job.needs();
         let is_static = matches!(job.inputs, Some(InputQuantization::Static { .. }));
         let unknown = is_static && !self.input_scales.contains_key(tensor.name());
         if unknown { of_method.max(Needs::Channels) } else { of_method }
@@ -514,7 +514,7 @@ impl Plan<'_> {
             name: entry.name.clone(),
             clamped: compressed.clamped,
             errors: None,
-            outcome: None,
+            outcomes: Vec::new(),
             transforms: Vec::new(),
         };
         Ok((compressed.weight, report))
@@ -526,7 +526,7 @@ impl Plan<'_> {
         reports: &[TensorReport],
         calibration: Calibration<'_>,
     ) -> Result<(), PipelineError> {
-        let words = |report: &TensorReport| report.outcome.as_ref().map(Outcome::words).unwrap_or_default();
+        let words = |report: &TensorReport| Outcome::words_of(&report.outcomes);
         match reports.iter().find(|report| calibration.strict && !words(report).is_empty()) {
             None => Ok(()),
             Some(report) => Err(PipelineError::Strict {
@@ -556,7 +556,7 @@ impl Plan<'_> {
             name: tensor.name().to_owned(),
             clamped: compressed.clamped,
             errors: Some(errors),
-            outcome: compressed.outcome,
+            outcomes: compressed.outcomes,
             transforms: Vec::new(),
         };
         Ok((compressed.weight, report))

@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, Entry, Stored};
 use crate::dtype::FloatType;
 use crate::kernels::reduce;
 use crate::kernels::select::{self, Source, Standing};
-use crate::prune::{MagnitudeThreshold, Sparsity};
+use crate::prune::{Allocation, MagnitudeThreshold, Sparsity, erdos_renyi_kernel};
 
 /// A tensor's part in a pruning step that spans several: the threshold as it stands when the tensor's turn comes, and
 /// how many weights the tensor keeps.
@@ -13,6 +13,42 @@ use crate::prune::{MagnitudeThreshold, Sparsity};
 pub(super) struct Share {
     pub(super) threshold: MagnitudeThreshold,
     pub(super) kept: usize,
+}
+
+/// What a pruning step that spans several tensors asks of each.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Threshold(Share),
+    Sparsity(Sparsity),
+}
+
+/// The sparsity of each of some tensors, of which all together have `sparsity`.
+pub(super) fn allocated(
+    checkpoint: &Checkpoint,
+    entries: &[&Entry],
+    sparsity: Sparsity,
+    allocation: Allocation,
+) -> Result<BTreeMap<String, Sparsity>, PipelineError> {
+    match allocation {
+        Allocation::ErdosRenyiKernel => {
+            let shapes: Vec<&[usize]> = entries.iter().map(|entry| entry.shape.as_slice()).collect();
+            let names = entries.iter().map(|entry| entry.name.clone());
+            Ok(names.zip(erdos_renyi_kernel(&shapes, sparsity)).collect())
+        }
+        Allocation::Global => {
+            let shares = shares(checkpoint, entries, sparsity)?;
+            let of = |entry: &&Entry| {
+                let (all, kept) = (entry.elements(), shares.get(&entry.name).map_or(0, |share| share.kept));
+                // a layer that would lose everything has no sparsity, and the error says so
+                let share = Sparsity::new((all - kept) as f64 / all.max(1) as f64);
+                Ok((
+                    entry.name.clone(),
+                    share.map_err(PipelineError::method(checkpoint.path(), &entry.name))?,
+                ))
+            };
+            entries.iter().map(of).collect()
+        }
+    }
 }
 
 /// Finds the common threshold of some tensors: by one pass over them where they are plain floats, of which only those

@@ -7,15 +7,16 @@ use serde_json::Value;
 use super::PipelineError;
 use super::advice::{advice, is_transposed};
 use super::config::{described, plan_config};
-use super::global::{Share, shares};
+use super::global::{Part, allocated, shares};
 use super::prepared::Prepared;
 use super::stream::{self, Stage};
 use super::transforms::Transforms;
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::Precision;
-use crate::layer::Method;
-use crate::prune::{Magnitude, MagnitudeThreshold, Structured};
+use crate::layer::{Method, Needs};
+use crate::prune::{Magnitude, MagnitudeThreshold, Pruning, SparsityPattern, Structured};
+use crate::quantize::Gptq;
 use crate::recipe::{
     Action, Decision, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, Selection,
 };
@@ -63,6 +64,49 @@ pub(super) enum MaskPlan {
     Structured(Structured),
     /// The part of a threshold that several tensors share.
     Threshold(MagnitudeThreshold),
+    /// Chosen with regard to the layer's input, by a method that may change the weights that stay.
+    Calibrated(Pruning),
+}
+
+impl MaskPlan {
+    fn of(pruning: Pruning) -> Self {
+        match pruning {
+            Pruning::Magnitude(magnitude) => Self::Magnitude(magnitude),
+            calibrated => Self::Calibrated(calibrated),
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Pruning and rounding in one, where that can be done.
+    pub(super) fn joint(&self) -> Option<Gptq> {
+        match &self.mask {
+            MaskPlan::Calibrated(pruning) => pruning.jointly_with(self.quantize?),
+            _ => None,
+        }
+    }
+
+    /// What must be known of the layer's input to prune and to round it.
+    pub(super) fn needs(&self) -> Needs {
+        let of_pruning = match &self.mask {
+            MaskPlan::Calibrated(pruning) => pruning.method().needs(),
+            _ => Needs::Nothing,
+        };
+        self.quantize.map(Method::needs).unwrap_or_default().max(of_pruning)
+    }
+
+    /// Bytes that its methods take for a tensor of this shape.
+    pub(super) fn scratch_bytes(&self, shape: &[usize]) -> u64 {
+        let of_pruning = match &self.mask {
+            MaskPlan::Calibrated(pruning) => pruning.method().scratch_bytes(shape),
+            _ => 0,
+        };
+        match self.joint() {
+            Some(joint) => joint.scratch_bytes(shape),
+            // one after the other
+            None => self.quantize.map_or(0, |method| method.scratch_bytes(shape)).max(of_pruning),
+        }
+    }
 }
 
 impl PlannedTensor<'_> {
@@ -113,6 +157,9 @@ impl PlannedTensor<'_> {
     /// Names of the methods.
     pub fn methods(&self) -> Vec<String> {
         let PlannedAction::Compress(job) = &self.action else { return Vec::new() };
+        if let Some(joint) = job.joint() {
+            return vec![joint.name()];
+        }
         let prune = job.prune.map(ToString::to_string);
         prune.into_iter().chain(job.quantize.map(Method::name)).collect()
     }
@@ -163,10 +210,10 @@ impl<'a> Plan<'a> {
     pub fn new(checkpoint: &'a Checkpoint, recipe: &'a Recipe) -> Result<Self, PipelineError> {
         let format = recipe.output_format().unwrap_or_else(|| default_format(checkpoint));
         check_matches(checkpoint, recipe)?;
-        let global = global_shares(checkpoint, recipe)?;
+        let parts = parts_of_all(checkpoint, recipe)?;
         let mut tensors = Vec::new();
         for entry in checkpoint.entries() {
-            tensors.push(plan_tensor(checkpoint, recipe, format, &global, entry)?);
+            tensors.push(plan_tensor(checkpoint, recipe, format, &parts, entry)?);
         }
         let transforms = Transforms::new(checkpoint, recipe.transforms())?;
         if let Some(rotation) = &transforms.rotation {
@@ -376,13 +423,14 @@ pub(super) fn compressible(entry: &Entry) -> Result<Precision, String> {
     }
 }
 
-/// The shares of every tensor in the global pruning step that applies to it.
-fn global_shares(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Share>, PipelineError> {
+/// What the pruning step that spans several tensors asks of each.
+fn parts_of_all(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Part>, PipelineError> {
     let mut all = BTreeMap::new();
     for (i, step) in recipe.steps().iter().enumerate() {
-        let Action::Prune(Prune { selection: Selection::Global(sparsity), .. }) = step.action() else {
+        let Action::Prune(Prune { selection, .. }) = step.action() else { continue };
+        if !matches!(selection, Selection::Global(_) | Selection::Allocated(..)) {
             continue;
-        };
+        }
         let mut members = Vec::new();
         for entry in checkpoint.entries().iter().filter(|e| compressible(e).is_ok()) {
             if let Decision::Apply { prune: Some((step, _)), .. } = recipe.decide(&entry.name, entry.class)?
@@ -391,7 +439,19 @@ fn global_shares(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<St
                 members.push(entry);
             }
         }
-        all.extend(shares(checkpoint, &members, *sparsity)?);
+        match selection {
+            Selection::Global(sparsity) => {
+                let shares = shares(checkpoint, &members, *sparsity)?;
+                all.extend(shares.into_iter().map(|(name, share)| (name, Part::Threshold(share))));
+            }
+            Selection::Allocated(pruning, allocation) => {
+                // what has no one sparsity takes it as it is
+                let SparsityPattern::Unstructured(sparsity) = pruning.pattern() else { continue };
+                let parts = allocated(checkpoint, &members, sparsity, *allocation)?;
+                all.extend(parts.into_iter().map(|(name, sparsity)| (name, Part::Sparsity(sparsity))));
+            }
+            Selection::Layer(_) | Selection::Structured(_) => {}
+        }
     }
     Ok(all)
 }
@@ -400,7 +460,7 @@ fn plan_tensor<'a>(
     checkpoint: &Checkpoint,
     recipe: &'a Recipe,
     format: OutputFormat,
-    global: &BTreeMap<String, Share>,
+    parts: &BTreeMap<String, Part>,
     entry: &'a Entry,
 ) -> Result<PlannedTensor<'a>, PipelineError> {
     let keep = |reason: String| {
@@ -450,13 +510,20 @@ fn plan_tensor<'a>(
             }
             _ => (MaskPlan::KeepAll, rows * cols),
         },
-        Some(Selection::Layer(magnitude)) => (MaskPlan::Magnitude(magnitude), magnitude.kept(rows, cols)),
+        Some(Selection::Layer(pruning)) => (MaskPlan::of(pruning), pruning.kept(rows, cols)),
+        Some(Selection::Allocated(pruning, _)) => {
+            let pruning = match parts.get(&entry.name) {
+                Some(Part::Sparsity(sparsity)) => pruning.with_sparsity(*sparsity),
+                _ => pruning,
+            };
+            (MaskPlan::of(pruning), pruning.kept(rows, cols))
+        }
         Some(Selection::Structured(structured)) => {
             (MaskPlan::Structured(structured), structured.kept(rows, cols))
         }
-        Some(Selection::Global(_)) => match global.get(&entry.name) {
-            Some(share) => (MaskPlan::Threshold(share.threshold), share.kept),
-            None => (MaskPlan::KeepAll, rows * cols),
+        Some(Selection::Global(_)) => match parts.get(&entry.name) {
+            Some(Part::Threshold(share)) => (MaskPlan::Threshold(share.threshold), share.kept),
+            _ => (MaskPlan::KeepAll, rows * cols),
         },
     };
     let dense = form_of(LayoutKind::Dense, rows * cols)?;
@@ -471,6 +538,10 @@ fn plan_tensor<'a>(
             let mut smallest = dense;
             let pattern = match mask {
                 MaskPlan::Magnitude(Magnitude::NofM(pattern)) => Some(LayoutKind::NofM(pattern)),
+                MaskPlan::Calibrated(pruning) => match pruning.pattern() {
+                    SparsityPattern::NofM(pattern) => Some(LayoutKind::NofM(pattern)),
+                    SparsityPattern::Unstructured(_) => None,
+                },
                 _ => None,
             };
             for layout in [LayoutKind::CompressedRows, LayoutKind::Bitmask].into_iter().chain(pattern) {

@@ -16,7 +16,7 @@ pub(super) struct TensorReport {
     pub(super) clamped: u64,
     /// How far it is from what it was after the transforms; `None` of a tensor that only these changed.
     pub(super) errors: Option<WeightErrors>,
-    pub(super) outcome: Option<Outcome>,
+    pub(super) outcomes: Vec<Outcome>,
     /// What was done to it before.
     pub(super) transforms: Vec<String>,
 }

@@ -13,14 +13,14 @@ use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
 use super::stream::{Failure, Stage, put};
 use crate::checkpoint::formats::encode;
-use crate::checkpoint::{OutputFolder, TensorWriter};
+use crate::checkpoint::{OutputFolder, Stored, TensorWriter};
 use crate::evaluate::WeightErrors;
 use crate::kernels::compare::Sums;
 use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 use crate::quantize::FloatCast;
 use crate::recipe::InputQuantization;
-use crate::weight::{InputScales, LayoutKind, QuantizedInput};
+use crate::weight::{CompressedWeight, InputScales, LayoutKind, Mask, QuantizedInput};
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
 const SMALL_FILES: u64 = 1 << 16;
@@ -42,6 +42,13 @@ pub(super) struct Seen<'s> {
     pub(super) stats: Option<&'s LayerStats>,
     /// What static quantization makes of its input.
     pub(super) input: Option<InputScales>,
+}
+
+/// What became of a tensor, or of some rows of it.
+pub(super) struct Made {
+    pub(super) weight: CompressedWeight,
+    pub(super) clamped: u64,
+    pub(super) outcomes: Vec<Outcome>,
 }
 
 /// What compression did to one tensor.
@@ -70,9 +77,9 @@ pub struct LayerReport {
     /// How far it is from the original.
     #[serde(flatten)]
     pub errors: WeightErrors,
-    /// What a calibrated method made of the layer's output.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<Outcome>,
+    /// What calibrated methods made of the layer's output, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<Outcome>,
 }
 
 /// What a run did.
@@ -218,7 +225,7 @@ impl Plan<'_> {
         &self,
         tensor: &PlannedTensor<'_>,
         job: &Job<'_>,
-    ) -> Result<(Cow<'_, [f32]>, Compressed), PipelineError> {
+    ) -> Result<(Cow<'_, [f32]>, Made), PipelineError> {
         let error = || PipelineError::method(self.source(), tensor.name());
         let values = self.checkpoint.values(tensor.name())?;
         reduce::first_non_finite(&values).map_or(Ok(()), |found| Err(error()(found.into())))?;
@@ -239,19 +246,40 @@ impl Plan<'_> {
         shape: &[usize],
         values: &[f32],
         seen: Seen<'_>,
-    ) -> Result<Compressed, Failure> {
+    ) -> Result<Made, Failure> {
         let layer = Layer { stats: seen.stats, ..Layer::new(shape, values, job.precision) };
+        let mut outcomes = Vec::new();
+        let chosen;
+        let mut values = values;
+        let layout = job.form.layout();
         let mask = match job.mask {
             MaskPlan::KeepAll => None,
-            MaskPlan::OfSource => self.checkpoint.weight(tensor.name())?.mask(),
+            MaskPlan::OfSource => self.earlier_mask(tensor)?,
             MaskPlan::Magnitude(magnitude) => Some(magnitude.mask(&layer)?),
             MaskPlan::Structured(structured) => Some(structured.mask(&layer)?),
             MaskPlan::Threshold(mut threshold) => {
                 Some(threshold.next_mask(layer.rows(), layer.cols(), values)?)
             }
+            MaskPlan::Calibrated(pruning) => {
+                let earlier = self.earlier_mask(tensor)?;
+                let layer = Layer { mask: earlier.as_ref(), layout, ..layer };
+                let input = self.input(tensor, job, seen)?;
+                if let Some(joint) = job.joint() {
+                    return Ok(made(joint.compress(&layer)?, outcomes, input)?);
+                }
+                if job.quantize.is_none() {
+                    return Ok(made(pruning.method().compress(&layer)?, outcomes, input)?);
+                }
+                // whatever the layout will be, the next method is to know the mask
+                let layer = Layer { layout: LayoutKind::Bitmask, ..layer };
+                let Compressed { weight, outcome, .. } = pruning.method().compress(&layer)?;
+                outcomes.extend(outcome);
+                chosen = weight.dequantize().into_raw_vec_and_offset().0;
+                values = &chosen;
+                weight.mask()
+            }
         };
-        let layout = job.form.layout();
-        let layer = Layer { layout, mask: None, ..layer };
+        let layer = Layer { layout, mask: None, values, ..layer };
         let pruned;
         let layer = match &mask {
             None => layer,
@@ -263,15 +291,22 @@ impl Plan<'_> {
             }
         };
         let input = self.input(tensor, job, seen)?;
-        let mut compressed = match job.quantize {
+        let compressed = match job.quantize {
             Some(method) => method.compress(&layer),
             // only pruned: the kept values stay as they are
             None => FloatCast::to(job.precision).compress(&layer),
         }?;
-        if let Some(input) = input {
-            compressed.weight = compressed.weight.with_input(input).map_err(MethodError::from)?;
+        Ok(made(compressed, outcomes, input)?)
+    }
+
+    /// What an earlier run pruned of a tensor.
+    fn earlier_mask(&self, tensor: &PlannedTensor<'_>) -> Result<Option<Mask>, PipelineError> {
+        match &tensor.entry.stored {
+            Stored::Compressed(form) if form.layout() != LayoutKind::Dense => {
+                Ok(self.checkpoint.weight(tensor.name())?.mask())
+            }
+            _ => Ok(None),
         }
-        Ok(compressed)
     }
 
     /// How the input of a layer is quantized.
@@ -337,7 +372,7 @@ fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) 
         sparsity,
         clamped,
         errors,
-        outcome: None,
+        outcomes: Vec::new(),
     })
 }
 
@@ -345,7 +380,21 @@ fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) 
 fn prepared_report(tensor: &PlannedTensor<'_>, report: &TensorReport) -> Option<LayerReport> {
     let layer = layer_report(tensor, report.errors?, report.clamped)?;
     let methods = report.transforms.iter().cloned().chain(layer.methods).collect();
-    Some(LayerReport { methods, outcome: report.outcome.clone(), ..layer })
+    Some(LayerReport { methods, outcomes: report.outcomes.clone(), ..layer })
+}
+
+/// What a tensor's last method made of it, with how its layer's input is quantized.
+fn made(
+    compressed: Compressed,
+    mut outcomes: Vec<Outcome>,
+    input: Option<QuantizedInput>,
+) -> Result<Made, MethodError> {
+    let Compressed { mut weight, clamped, outcome } = compressed;
+    if let Some(input) = input {
+        weight = weight.with_input(input)?;
+    }
+    outcomes.extend(outcome);
+    Ok(Made { weight, clamped, outcomes })
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

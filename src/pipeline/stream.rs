@@ -11,14 +11,14 @@ use rayon::prelude::*;
 use super::PipelineError;
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::Prepared;
-use super::run::Seen;
+use super::run::{Made, Seen};
 use crate::checkpoint::formats::{self, Piece, encode, encode_rows};
 use crate::checkpoint::{CheckpointError, FloatBuffer, FloatSource, Stored, TensorWriter};
 use crate::dtype::{FloatType, Precision};
 use crate::evaluate::piece_rows;
 use crate::kernels::compare::{self, Sums};
 use crate::kernels::{CHUNK, reduce};
-use crate::layer::{Compressed, MethodError};
+use crate::layer::MethodError;
 use crate::prune::Magnitude;
 use crate::weight::CompressedWeight;
 
@@ -173,7 +173,7 @@ pub(super) fn working_bytes(tensor: &PlannedTensor<'_>, rows: usize) -> u64 {
     // the rows that are compared
     let compared = 4 * cols.max(CHUNK).min(n);
     let stored = (2 * job.form.bytes().total() * rows as u64).div_ceil(all as u64);
-    let scratch = job.quantize.map_or(0, |method| method.scratch_bytes(&[rows, cols]));
+    let scratch = job.scratch_bytes(&[rows, cols]);
     (source + pruned + codes + checked + compared) as u64 + stored + scratch
 }
 
@@ -235,7 +235,7 @@ impl Plan<'_> {
         if let Some(rows) = shape.first_mut() {
             *rows = block.rows.len();
         }
-        let Compressed { weight, clamped, .. } =
+        let Made { weight, clamped, .. } =
             self.compress(block.tensor, job, &shape, values, Seen::default())?;
         let data = encode_rows(&weight, &job.form, block.rows.start).map_err(MethodError::from)?;
         put(writer, block.slot, data)?;
@@ -262,7 +262,7 @@ impl Plan<'_> {
             self.checkpoint.release_entry(&tensor.entry);
             return Ok(None);
         };
-        let (values, Compressed { weight, clamped, .. }) = self.compress_whole(tensor, job)?;
+        let (values, Made { weight, clamped, .. }) = self.compress_whole(tensor, job)?;
         put(writer, slot, encode(&weight))?;
         let rows: Vec<Range<usize>> = pieces(&weight).collect();
         let pieces = rows

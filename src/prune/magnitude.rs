@@ -1,3 +1,4 @@
+use super::pattern::SparsityPattern;
 use crate::kernels::select::{self, Cut, Standing};
 use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::weight::{Coding, CompressedWeight, DenseValues, LayoutKind, Mask, NofM};
@@ -142,13 +143,28 @@ pub enum Magnitude {
     NofM(NofM),
 }
 
+impl From<SparsityPattern> for Magnitude {
+    fn from(pattern: SparsityPattern) -> Self {
+        match pattern {
+            SparsityPattern::Unstructured(sparsity) => Self::Unstructured(sparsity),
+            SparsityPattern::NofM(pattern) => Self::NofM(pattern),
+        }
+    }
+}
+
+impl From<Magnitude> for SparsityPattern {
+    fn from(magnitude: Magnitude) -> Self {
+        match magnitude {
+            Magnitude::Unstructured(sparsity) => Self::Unstructured(sparsity),
+            Magnitude::NofM(pattern) => Self::NofM(pattern),
+        }
+    }
+}
+
 impl Magnitude {
     /// How many weights of a `[rows, cols]` matrix are kept.
     pub fn kept(&self, rows: usize, cols: usize) -> usize {
-        match self {
-            Self::Unstructured(sparsity) => rows * cols - sparsity.of((rows * cols) as u64) as usize,
-            Self::NofM(pattern) => rows * pattern.kept_per_row(cols),
-        }
+        SparsityPattern::from(*self).kept(rows, cols)
     }
 
     /// What the method keeps of a layer.
@@ -170,12 +186,7 @@ impl Magnitude {
 
 impl Method for Magnitude {
     fn name(&self) -> String {
-        match self {
-            Self::Unstructured(sparsity) => {
-                format!("magnitude {:.4}%", sparsity.get() * 100.0).replace(".0000", "")
-            }
-            Self::NofM(pattern) => format!("magnitude {pattern}"),
-        }
+        format!("magnitude {}", SparsityPattern::from(*self))
     }
 
     fn coding(&self, before: Coding) -> Coding {

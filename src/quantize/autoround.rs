@@ -30,7 +30,7 @@ const ROWS: usize = 32;
 /// let values = [0.24, 0.26, 0.25, 0.75]; // inputs that go together: errors of one sign add up
 /// let layer = Layer { stats: Some(&stats), ..Layer::new(&[1, 4], &values, Precision::F32) };
 /// let outcome = AutoRound::int(Bits::new(2).unwrap()).compress(&layer)?.outcome.unwrap();
-/// assert!(outcome.method_error < 0.5 * outcome.rounding_error);
+/// assert!(outcome.method_error < 0.5 * outcome.plain_error);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]

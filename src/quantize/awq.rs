@@ -199,7 +199,7 @@ fn mean_weights(layers: &[Layer<'_>], granularity: Granularity) -> Vec<f32> {
 /// let values = [0.3, -0.2, 0.1, 0.5]; // the largest weight meets the smallest inputs
 /// let layer = Layer { stats: Some(&stats), ..Layer::new(&[1, 4], &values, Precision::F32) };
 /// let outcome = ClippedRounding::int(Bits::new(3).unwrap()).compress(&layer)?.outcome.unwrap();
-/// assert!(outcome.method_error < outcome.rounding_error);
+/// assert!(outcome.method_error < outcome.plain_error);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]

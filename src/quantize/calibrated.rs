@@ -3,14 +3,14 @@
 use rayon::prelude::*;
 
 use crate::kernels::gram::quadratic_forms;
-use crate::layer::{Compressed, Layer, LayerStats, MethodError, Outcome};
+use crate::layer::{Alternative, Compressed, Layer, LayerStats, MethodError, Outcome};
 use crate::weight::CompressedWeight;
 
 /// The statistics of a layer, with the Hessian that a method needs.
 ///
 /// # Errors
 /// When there are none, they have no Hessian, nothing was seen, or they are of another layer.
-pub(super) fn hessian<'a>(
+pub(crate) fn hessian<'a>(
     layer: &Layer<'a>,
     method: impl Fn() -> String,
 ) -> Result<(&'a LayerStats, &'a [f32]), MethodError> {
@@ -22,7 +22,7 @@ pub(super) fn hessian<'a>(
 ///
 /// # Errors
 /// When it was not gathered, or nothing was seen.
-pub(super) fn hessian_of(stats: &LayerStats, method: impl Fn() -> String) -> Result<&[f32], MethodError> {
+pub(crate) fn hessian_of(stats: &LayerStats, method: impl Fn() -> String) -> Result<&[f32], MethodError> {
     let missing = |what| MethodError::NotCalibrated { method: method(), what };
     if stats.tokens() == 0 {
         return Err(missing("samples"));
@@ -34,7 +34,7 @@ pub(super) fn hessian_of(stats: &LayerStats, method: impl Fn() -> String) -> Res
 ///
 /// # Errors
 /// When there are none, nothing was seen, or they are of another layer.
-pub(super) fn statistics<'a>(
+pub(crate) fn statistics<'a>(
     layer: &Layer<'a>,
     method: impl Fn() -> String,
 ) -> Result<&'a LayerStats, MethodError> {
@@ -47,27 +47,40 @@ pub(super) fn statistics<'a>(
     Ok(stats)
 }
 
+/// What becomes of a layer without regard to its output.
+pub(crate) struct Plain {
+    pub(crate) what: Alternative,
+    pub(crate) weight: CompressedWeight,
+}
+
 /// What a method made of a layer.
-pub(super) struct Found {
-    pub(super) weight: CompressedWeight,
+pub(crate) struct Found {
+    pub(crate) weight: CompressedWeight,
     /// See [`Outcome::damping`].
-    pub(super) damping: f64,
-    pub(super) notes: Vec<String>,
+    pub(crate) damping: f64,
+    pub(crate) notes: Vec<String>,
     /// `‖(W − Ŵ)·Xᵀ‖²` where the method has come upon it on its way.
-    pub(super) squared_error: Option<f64>,
+    pub(crate) squared_error: Option<f64>,
+}
+
+impl Found {
+    /// A weight of which nothing more is to be said.
+    pub(crate) fn new(weight: CompressedWeight) -> Self {
+        Self { weight, damping: 0.0, notes: Vec::new(), squared_error: None }
+    }
 }
 
 /// Bytes that [`keep_better`] takes for a layer of so many weights: two differences, and all three in columns.
-pub(super) fn comparison_bytes(weights: usize) -> usize {
+pub(crate) fn comparison_bytes(weights: usize) -> usize {
     5 * size_of::<f32>() * weights
 }
 
-/// What a method found, or the layer rounded to nearest if that serves the output at least as well; with the errors
+/// What a method found, or the plain alternative if that serves the output at least as well; with the errors
 /// `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²` of both, 0 where the output is as it was.
-pub(super) fn keep_better(
+pub(crate) fn keep_better(
     layer: &Layer<'_>,
     (stats, hessian): (&LayerStats, &[f32]),
-    rounded: CompressedWeight,
+    plain: Plain,
     found: Found,
 ) -> Compressed {
     let difference = |weight: &CompressedWeight| {
@@ -75,19 +88,19 @@ pub(super) fn keep_better(
         values.par_iter_mut().zip(layer.values).for_each(|(q, w)| *q = w - *q);
         values
     };
-    let of_rounding = difference(&rounded);
-    let ([output, rounding_error], method_error) = if let Some(error) = found.squared_error {
-        (quadratic_forms([layer.values, &of_rounding], layer.cols(), hessian), error)
+    let of_plain = difference(&plain.weight);
+    let ([output, plain_error], method_error) = if let Some(error) = found.squared_error {
+        (quadratic_forms([layer.values, &of_plain], layer.cols(), hessian), error)
     } else {
-        let differences = [layer.values, &of_rounding, &difference(&found.weight)];
-        let [output, rounding, method] = quadratic_forms(differences, layer.cols(), hessian);
-        ([output, rounding], method)
+        let differences = [layer.values, &of_plain, &difference(&found.weight)];
+        let [output, plain, method] = quadratic_forms(differences, layer.cols(), hessian);
+        ([output, plain], method)
     };
     // a negative sum is a rounding error of nearly nothing
     let relative = |squared: f64| if squared <= 0.0 { 0.0 } else { squared / output };
-    let (rounding_error, method_error) = (relative(rounding_error), relative(method_error));
+    let (plain_error, method_error) = (relative(plain_error), relative(method_error));
     // an error that is not a number is no better either
-    let better = method_error <= rounding_error;
+    let better = method_error <= plain_error;
     let mut notes = found.notes;
     if stats.tokens() < stats.size() as u64 {
         notes.push(format!(
@@ -97,28 +110,29 @@ pub(super) fn keep_better(
         ));
     }
     let outcome = Outcome {
-        rounding_error,
+        plain: plain.what,
+        plain_error,
         method_error,
-        kept_rounding: !better,
+        kept_plain: !better,
         damping: found.damping,
         dead_channels: stats.abs_max().iter().filter(|x| **x == 0.0).count(),
         tokens: stats.tokens(),
         notes,
     };
-    let weight = if better { found.weight } else { rounded };
+    let weight = if better { found.weight } else { plain.weight };
     Compressed { weight, clamped: 0, outcome: Some(outcome) }
 }
 
 /// What a method made of a layer, unless plain rounding is better.
 ///
 /// `rounding` is the layer rounded to nearest with the same codes, `found` what the method made of it.
-pub(super) fn better_of(
+pub(crate) fn better_of(
     layer: &Layer<'_>,
     stats: &LayerStats,
     hessian: &[f32],
     rounding: Compressed,
     found: CompressedWeight,
 ) -> Compressed {
-    let found = Found { weight: found, damping: 0.0, notes: Vec::new(), squared_error: None };
-    keep_better(layer, (stats, hessian), rounding.weight, found)
+    let plain = Plain { what: Alternative::Rounding, weight: rounding.weight };
+    keep_better(layer, (stats, hessian), plain, Found::new(found))
 }

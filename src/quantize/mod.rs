@@ -16,14 +16,16 @@ mod affine;
 mod autoround;
 mod awq;
 mod bias;
-mod calibrated;
+pub(crate) mod calibrated;
 mod cast;
+pub(crate) mod factor;
 mod gptq;
 mod histogram;
 mod hqq;
 mod observer;
 mod round;
 mod smooth;
+pub(crate) mod sweep;
 mod tiles;
 
 pub use activation::ActivationObserver;

@@ -31,9 +31,10 @@
 //! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
 //! ```
 //!
-//! * `prune`: `method` is `magnitude` with `sparsity` and `scope` (`layer`, `global`), `n:m` with `pattern = "2:4"`, or `rows`
-//!   or `columns` with `sparsity`. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, for that
-//!   method, `n:m`.
+//! * `prune`: `method` is `magnitude`, `wanda` or `sparsegpt` (with `damping`), each with `sparsity` and `scope` (`layer`, the
+//!   default; `global`; `erk`, by shape) or with `pattern = "2:4"`; `n:m` with `pattern`, which is magnitude, too; or `rows` or
+//!   `columns` with `sparsity`. `wanda` and `sparsegpt` need [calibration](crate::Calibration); `sparsegpt` before `gptq` is done
+//!   jointly with it. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, with a `pattern`, `n:m`.
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
@@ -46,6 +47,7 @@
 //!   `smooth=search` or `awq`.
 //! * `bias_correction = true`, beside `format`, lets biases make up for what quantization does to the mean of their layers' output.
 
+mod criterion;
 mod error;
 mod pattern;
 mod preset;
@@ -54,6 +56,7 @@ mod step;
 mod toml;
 mod transform;
 
+pub use criterion::Criterion;
 pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};

@@ -1,11 +1,11 @@
 use std::num::NonZeroUsize;
 
 use super::{
-    InputQuantization, OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Selection, Step,
+    Criterion, InputQuantization, OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Step,
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
-use crate::prune::{Magnitude, Sparsity};
+use crate::prune::{Allocation, Sparsity, SparsityPattern};
 use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
 use crate::weight::{Bits, Granularity, NofM};
 
@@ -50,6 +50,10 @@ pub struct PresetOptions {
     pub format: Option<OutputFormat>,
     /// How integer codes are chosen.
     pub rounding: Rounding,
+    /// How it is chosen which weights are dropped.
+    pub criterion: Criterion,
+    /// How a sparsity is spread over the layers; `None`: every layer has the same.
+    pub allocation: Option<Allocation>,
 }
 
 impl Recipe {
@@ -75,7 +79,7 @@ impl Recipe {
         let mut recipe = Self { format: options.format, ..Self::default() };
         let (mut prunes, mut quantizes, mut grouped, mut converts) = (0, 0, false, false);
         for name in names.split('+').map(str::trim) {
-            let (step, all) = if let Some(prune) = pruning(name)? {
+            let (step, all) = if let Some(prune) = pruning(name, options)? {
                 prunes += 1;
                 (Step::prune(prune), false)
             } else if let Some(precision) = float(name) {
@@ -117,6 +121,10 @@ impl Recipe {
             let reason = "a method needs a preset with integer codes, such as int4";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
         }
+        if (options.criterion != Criterion::Magnitude || options.allocation.is_some()) && prunes == 0 {
+            let reason = "how weights are pruned needs a preset that prunes, such as 50% or 2:4";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
         if options.overflow != Overflow::Refuse && !converts {
             let reason =
                 "clamping on overflow needs a preset that converts, fp16 or bf16; no other can overflow";
@@ -153,21 +161,25 @@ fn inputs(name: &str) -> Option<(CodeType, Option<InputQuantization>)> {
     Some((CodeType::Int { bits: Bits::new(8)?, symmetric: true }, Some(inputs)))
 }
 
-fn pruning(name: &str) -> Result<Option<Prune>, RecipeError> {
-    if let Some((n, m)) = name.split_once(':') {
-        return n_of_m(n, m, name).map(|pattern| Some(Magnitude::NofM(pattern).into()));
-    }
-    let (percent, global) = name.strip_suffix("-global").map_or((name, false), |p| (p, true));
-    let Some(percent) = percent.strip_suffix('%') else { return Ok(None) };
-    let value: f64 = percent
-        .parse()
-        .map_err(|_| RecipeError::value(format!("preset `{name}`"), format!("`{percent}` is no number")))?;
-    let sparsity = Sparsity::new(value / 100.0)?;
-    Ok(Some(if global {
-        Selection::Global(sparsity).into()
+fn pruning(name: &str, options: PresetOptions) -> Result<Option<Prune>, RecipeError> {
+    let place = format!("preset `{name}`");
+    let (pattern, allocation) = if let Some((n, m)) = name.split_once(':') {
+        (SparsityPattern::NofM(n_of_m(n, m, name)?), options.allocation)
     } else {
-        Magnitude::Unstructured(sparsity).into()
-    }))
+        let (percent, global) = name.strip_suffix("-global").map_or((name, false), |p| (p, true));
+        let Some(percent) = percent.strip_suffix('%') else { return Ok(None) };
+        let value: f64 =
+            percent.parse().map_err(|_| RecipeError::value(&place, format!("`{percent}` is no number")))?;
+        let allocation = match (global, options.allocation) {
+            (true, Some(Allocation::ErdosRenyiKernel)) => {
+                return Err(RecipeError::value(&place, "is spread globally, not by shape"));
+            }
+            (true, _) => Some(Allocation::Global),
+            (false, allocation) => allocation,
+        };
+        (SparsityPattern::Unstructured(Sparsity::new(value / 100.0)?), allocation)
+    };
+    Ok(Some(options.criterion.selection(&place, pattern, allocation)?.into()))
 }
 
 pub(super) fn n_of_m(n: &str, m: &str, name: &str) -> Result<NofM, RecipeError> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Pattern, RecipeError};
 use crate::checkpoint::TensorClass;
 use crate::layer::Method;
-use crate::prune::{Magnitude, Sparsity, Structured};
+use crate::prune::{Allocation, Magnitude, Pruning, SparseGpt, Sparsity, Structured, Wanda};
 use crate::quantize::Observer;
 use crate::weight::{InputForm, LayoutKind};
 
@@ -20,8 +20,10 @@ pub enum LayoutChoice {
 /// Which weights a pruning step drops.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Selection {
-    /// Within each layer, by magnitude.
-    Layer(Magnitude),
+    /// Within each layer, to the same sparsity.
+    Layer(Pruning),
+    /// Within each layer, of all layers that the step names together so many as the method's sparsity says.
+    Allocated(Pruning, Allocation),
     /// The smallest magnitudes of all layers that the step names, taken together.
     Global(Sparsity),
     /// Whole rows or columns of each layer.
@@ -40,7 +42,10 @@ pub struct Prune {
 impl std::fmt::Display for Prune {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.selection {
-            Selection::Layer(magnitude) => f.write_str(&magnitude.name()),
+            Selection::Layer(pruning) => f.write_str(&pruning.method().name()),
+            Selection::Allocated(pruning, allocation) => {
+                write!(f, "{}, {allocation}", pruning.method().name())
+            }
             Selection::Global(sparsity) => write!(f, "{}, global", Magnitude::Unstructured(sparsity).name()),
             Selection::Structured(structured) => f.write_str(&structured.name()),
         }
@@ -53,9 +58,27 @@ impl From<Selection> for Prune {
     }
 }
 
+impl From<Pruning> for Prune {
+    fn from(pruning: Pruning) -> Self {
+        Selection::Layer(pruning).into()
+    }
+}
+
 impl From<Magnitude> for Prune {
     fn from(magnitude: Magnitude) -> Self {
-        Selection::Layer(magnitude).into()
+        Pruning::from(magnitude).into()
+    }
+}
+
+impl From<Wanda> for Prune {
+    fn from(wanda: Wanda) -> Self {
+        Pruning::from(wanda).into()
+    }
+}
+
+impl From<SparseGpt> for Prune {
+    fn from(sparse_gpt: SparseGpt) -> Self {
+        Pruning::from(sparse_gpt).into()
     }
 }
 

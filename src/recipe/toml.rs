@@ -6,12 +6,12 @@ use toml::{Table, Value};
 
 use super::preset::n_of_m;
 use super::{
-    Action, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Rounding, Selection,
-    Step, Transform,
+    Action, Criterion, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Rounding,
+    Selection, Step, Transform,
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
-use crate::prune::{Axis, Magnitude, Sparsity, Structured};
+use crate::prune::{Allocation, Axis, Magnitude, Sparsity, SparsityPattern, Structured};
 use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
 use crate::weight::{Bits, Granularity, LayoutKind};
 
@@ -120,18 +120,15 @@ fn finish_step(fields: &Fields<'_>, mut step: Step) -> Result<Step, RecipeError>
 }
 
 fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
-    fields.only(&["method", "sparsity", "scope", "pattern", "layout"])?;
+    fields.only(&["method", "sparsity", "scope", "pattern", "damping", "layout"])?;
     let sparsity =
         || Ok::<_, RecipeError>(Sparsity::new(fields.required("sparsity", fields.number("sparsity")?)?)?);
     let method = fields.required("method", fields.string("method")?)?;
     match method {
-        "magnitude" => fields.only(&["method", "sparsity", "scope", "layout"])?,
+        "magnitude" | "wanda" => fields.only(&["method", "sparsity", "scope", "pattern", "layout"])?,
         "n:m" => fields.only(&["method", "pattern", "layout"])?,
         "rows" | "columns" => fields.only(&["method", "sparsity", "layout"])?,
-        name => {
-            let valid = ["magnitude", "n:m", "rows", "columns"];
-            return Err(RecipeError::unknown_name("pruning method", name, &valid));
-        }
+        _ => {}
     }
     let pattern = match fields.string("pattern")? {
         Some(text) => {
@@ -140,33 +137,57 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
         }
         None => None,
     };
-    let layout = match fields.string("layout")? {
-        None | Some("smallest") => LayoutChoice::Smallest,
-        Some("dense") => LayoutChoice::Fixed(LayoutKind::Dense),
-        Some("bitmask") => LayoutChoice::Fixed(LayoutKind::Bitmask),
-        Some("rows") => LayoutChoice::Fixed(LayoutKind::CompressedRows),
-        Some("n:m") if method == "n:m" => {
-            LayoutChoice::Fixed(LayoutKind::NofM(fields.required("pattern", pattern)?))
+    let layout = match (fields.string("layout")?, pattern) {
+        (None | Some("smallest"), _) => LayoutChoice::Smallest,
+        (Some("dense"), _) => LayoutChoice::Fixed(LayoutKind::Dense),
+        (Some("bitmask"), _) => LayoutChoice::Fixed(LayoutKind::Bitmask),
+        (Some("rows"), _) => LayoutChoice::Fixed(LayoutKind::CompressedRows),
+        (Some("n:m"), Some(pattern)) => LayoutChoice::Fixed(LayoutKind::NofM(pattern)),
+        (Some("n:m"), None) => {
+            return Err(RecipeError::value(fields.key("layout"), "`n:m` needs a `pattern`"));
         }
-        Some("n:m") => {
-            return Err(RecipeError::value(fields.key("layout"), "`n:m` belongs to the method `n:m`"));
-        }
-        Some(name) => {
+        (Some(name), _) => {
             let valid = ["smallest", "dense", "bitmask", "rows", "n:m"];
             return Err(RecipeError::unknown_name("layout", name, &valid));
         }
     };
     let selection = match method {
-        "magnitude" => match fields.string("scope")? {
-            None | Some("layer") => Selection::Layer(Magnitude::Unstructured(sparsity()?)),
-            Some("global") => Selection::Global(sparsity()?),
-            Some(name) => return Err(RecipeError::unknown_name("scope", name, &["layer", "global"])),
-        },
-        "n:m" => Selection::Layer(Magnitude::NofM(fields.required("pattern", pattern)?)),
+        "n:m" => Selection::Layer(Magnitude::NofM(fields.required("pattern", pattern)?).into()),
         "rows" => Selection::Structured(Structured::new(Axis::Rows, sparsity()?)),
-        _ => Selection::Structured(Structured::new(Axis::Cols, sparsity()?)),
+        "columns" => Selection::Structured(Structured::new(Axis::Cols, sparsity()?)),
+        name => {
+            let criterion = read_criterion(fields, name)?;
+            let target = match pattern {
+                Some(_) if fields.table.contains_key("sparsity") => {
+                    return Err(RecipeError::value(&*fields.place, "has both `sparsity` and `pattern`"));
+                }
+                Some(pattern) => SparsityPattern::NofM(pattern),
+                None => SparsityPattern::Unstructured(sparsity()?),
+            };
+            let allocation = Allocation::from_name(fields.string("scope")?.unwrap_or("layer"))?;
+            criterion.selection(&fields.key("scope"), target, allocation)?
+        }
     };
     Ok(Prune { selection, layout })
+}
+
+fn read_criterion(fields: &Fields<'_>, name: &str) -> Result<Criterion, RecipeError> {
+    match Criterion::from_name(name) {
+        Ok(Criterion::SparseGpt { .. }) => Ok(Criterion::SparseGpt { damping: read_damping(fields)? }),
+        Ok(criterion) => Ok(criterion),
+        Err(_) => {
+            let valid = ["magnitude", "wanda", "sparsegpt", "n:m", "rows", "columns"];
+            Err(RecipeError::unknown_name("pruning method", name, &valid))
+        }
+    }
+}
+
+fn read_damping(fields: &Fields<'_>) -> Result<Option<f64>, RecipeError> {
+    let damping = fields.number("damping")?;
+    if damping.is_some_and(|damping| !(damping > 0.0 && damping.is_finite())) {
+        return Err(RecipeError::value(fields.key("damping"), "must be above 0"));
+    }
+    Ok(damping)
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
@@ -231,7 +252,7 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
 
 fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
     let rounding = Rounding::from_name(fields.string("method")?.unwrap_or("nearest"))?;
-    let (act_order, damping) = (fields.boolean("act_order")?, fields.number("damping")?);
+    let (act_order, damping) = (fields.boolean("act_order")?, read_damping(fields)?);
     let iterations = fields.integer("iterations")?;
     let belongs = |key: &str, method: &str| {
         Err(RecipeError::value(fields.key(key), format!("belongs to the method `{method}`")))
@@ -239,9 +260,6 @@ fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
     match rounding {
         Rounding::Gptq { .. } if iterations.is_some() => belongs("iterations", "autoround"),
         Rounding::Gptq { act_order: named, .. } => {
-            if damping.is_some_and(|damping| !(damping > 0.0 && damping.is_finite())) {
-                return Err(RecipeError::value(fields.key("damping"), "must be above 0"));
-            }
             Ok(Rounding::Gptq { act_order: act_order.unwrap_or(named), damping })
         }
         _ if act_order.is_some() => belongs("act_order", "gptq"),

@@ -71,9 +71,9 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
         ("max error", RIGHT),
         ("clamped", RIGHT),
     ];
-    let calibrated = layers.iter().any(|layer| layer.outcome.is_some());
+    let calibrated = layers.iter().any(|layer| !layer.outcomes.is_empty());
     if calibrated {
-        columns.extend([("output error", RIGHT), ("rounded", RIGHT), ("damping", RIGHT), ("notes", LEFT)]);
+        columns.extend([("output error", RIGHT), ("plain", RIGHT), ("damping", RIGHT), ("notes", LEFT)]);
     }
     let mut table = Table::new(columns);
     for layer in layers {
@@ -90,13 +90,15 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
             layer.clamped.into(),
         ];
         if calibrated {
-            let text =
-                |text: &dyn Fn(&Outcome) -> String| layer.outcome.as_ref().map_or(String::new(), text).into();
+            // of several methods one after the other
+            let text = |text: &dyn Fn(&Outcome) -> String| {
+                layer.outcomes.iter().map(text).collect::<Vec<_>>().join(", ").into()
+            };
             row.extend([
                 text(&|outcome| format!("{:.2e}", outcome.error())),
-                text(&|outcome| format!("{:.2e}", outcome.rounding_error)),
+                text(&|outcome| format!("{:.2e}", outcome.plain_error)),
                 text(&|outcome| format!("{}", outcome.damping)),
-                text(&Outcome::words),
+                Outcome::words_of(&layer.outcomes).into(),
             ]);
         }
         table.row(row);

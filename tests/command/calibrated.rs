@@ -1,5 +1,6 @@
 //! `compress` with calibration.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -113,12 +114,44 @@ fn the_report_puts_the_method_beside_plain_rounding() {
         output
     ];
     let ran = tersor(base.into_iter().chain(args!["--markdown"]));
-    assert_contains(&ran.stdout, &["output error", "rounded", "damping", "| 0.01 |"]);
+    assert_contains(&ran.stdout, &["output error", "plain", "damping", "| 0.01 |"]);
     let manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(output.join("tersor.json")).unwrap()).unwrap();
-    let outcome = &manifest["layers"][0]["outcome"];
-    assert!(outcome["method_error"].as_f64() < outcome["rounding_error"].as_f64(), "{outcome}");
+    let outcome = &manifest["layers"][0]["outcomes"][0];
+    assert!(outcome["method_error"].as_f64() < outcome["plain_error"].as_f64(), "{outcome}");
     assert_eq!(outcome["tokens"], 100 * 60);
+}
+
+#[test]
+fn pruning_is_chosen_on_the_command_line() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let run = |output: &str, recipe: &[OsString]| {
+        let output = folder.path().join(output);
+        tersor(args!["compress", model.path(), "-o", output, "--csv"].iter().chain(recipe))
+    };
+    let calibration = args!["--calibration", text, "--context", "60"];
+    let wanda = args!["--preset", "50%", "--pruning", "wanda", "--allocation", "erk"];
+    let ran = run("wanda", &[&wanda[..], &calibration].concat());
+    assert_contains(&ran.stdout, &["output error,plain,damping", "bitmask"]);
+    let joint =
+        args!["--preset", "2:4+int4", "--group-size", "8", "--pruning", "sparsegpt", "--method", "gptq"];
+    run("joint", &[&joint[..], &calibration].concat());
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.path().join("joint/tersor.json")).unwrap()).unwrap();
+    for layer in manifest["layers"].as_array().unwrap() {
+        assert_eq!(layer["methods"][0], "SparseGPT 2:4 jointly with GPTQ to int4, group 8");
+        assert_eq!(layer["outcomes"][0]["plain"], "magnitude_and_rounding");
+    }
+    for (recipe, parts) in [
+        (args!["--preset", "50%", "--pruning", "wanda"].to_vec(), &["Wanda 50%", "--calibration"][..]),
+        (args!["--preset", "int8", "--pruning", "wanda"].to_vec(), &["needs a preset that prunes"]),
+        (args!["--preset", "2:4", "--allocation", "erk"].to_vec(), &["nothing to allocate"]),
+        (args!["--preset", "50%-global", "--allocation", "erk"].to_vec(), &["globally"]),
+        (args!["--preset", "50%", "--pruning", "wonda"].to_vec(), &["did you mean `wanda`?"]),
+    ] {
+        assert_contains(&run("refused", &recipe).stderr, parts);
+    }
 }
 
 #[test]

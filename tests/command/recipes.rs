@@ -71,6 +71,7 @@ fn unknown_keys_and_names_suggest_the_nearest() {
             "scope `gobal`",
             "global",
         ),
+        (step("prune = { method = \"sparse-gpt\", sparsity = 0.5 }"), "method `sparse-gpt`", "sparsegpt"),
         (
             step("prune = { method = \"magnitude\", sparsity = 0.5, layout = \"bitmap\" }"),
             "layout `bitmap`",
@@ -127,7 +128,17 @@ fn values_outside_their_range() {
         ("prune = { method = \"n:m\", pattern = \"2:4\", sparsity = 0.9 }", &["key `sparsity`"]),
         ("prune = { method = \"n:m\", pattern = \"2:4\", scope = \"global\" }", &["key `scope`"]),
         ("prune = { method = \"rows\", sparsity = 0.5, scope = \"global\" }", &["key `scope`"]),
-        ("prune = { method = \"magnitude\", sparsity = 0.5, pattern = \"2:4\" }", &["`pattern`"]),
+        (
+            "prune = { method = \"magnitude\", sparsity = 0.5, pattern = \"2:4\" }",
+            &["both `sparsity` and `pattern`"],
+        ),
+        ("prune = { method = \"wanda\", sparsity = 0.5, damping = 0.1 }", &["key `damping`"]),
+        ("prune = { method = \"sparsegpt\", sparsity = 0.5, damping = 0 }", &["`damping`", "above 0"]),
+        ("prune = { method = \"sparsegpt\" }", &["needs `sparsity`"]),
+        (
+            "prune = { method = \"wanda\", pattern = \"2:4\", scope = \"erk\" }",
+            &["`scope`", "nothing to allocate"],
+        ),
         ("quantize = { bits = 8 }\nnames = [\"re:(\"]", &["pattern `re:(`", "unclosed group"]),
         ("quantize = { bits = 8 }\nnames = \"fc1\"", &["`names`", "must be a list of strings"]),
     ] {
@@ -140,7 +151,7 @@ fn values_outside_their_range() {
 fn a_layout_that_does_not_fit_the_method() {
     let text = "prune = { method = \"n:m\", pattern = \"2:4\", layout = \"n:m\" }\n[[step]]\nprune = { method = \"rows\", \
                 sparsity = 0.5, layout = \"n:m\" }";
-    refused(step(text), &["step 2, `prune`: `layout`", "belongs to the method `n:m`"]);
+    refused(step(text), &["step 2, `prune`: `layout`", "`n:m` needs a `pattern`"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Rounding column by column, where each column makes good what the rounding of earlier ones did to the output.
+//! Rounding and pruning column by column, where each column makes good what became of earlier ones.
 //!
 //! With `H = U·Uᵀ` the error of an output is `‖Uᵀ(w − q)‖²`, whose `j`-th term holds no later column than `j`: it is least for the
 //! `q_j` that is nearest to `w_j + Σ_{i<j} U_ij (w_i − q_i) / U_jj`.
@@ -14,8 +14,7 @@ use crate::kernels::update::{PANEL, add_outer};
 /// Some neighbouring columns of 32 rows.
 pub(crate) struct Feedback<'a> {
     pub(crate) isa: Isa,
-    pub(crate) codes: Codes,
-    /// What decoded values are rounded to.
+    /// What values are rounded to.
     pub(crate) precision: Precision,
     /// `U`, `[size, size]`.
     pub(crate) factor: &'a [f32],
@@ -26,19 +25,32 @@ pub(crate) struct Feedback<'a> {
     pub(crate) weights: &'a [f32],
     /// A bit for every row of every column; what is not kept becomes zero. Empty: all is kept.
     pub(crate) kept: &'a [u32],
-    /// Scales and zero points of a column: index of 32 of them.
-    pub(crate) groups: &'a [usize],
-    pub(crate) scales: &'a [f32],
-    pub(crate) zero_points: &'a [f32],
     /// `Σ U_ij (w_i − q_i)` over all earlier columns, `[columns and later ones][32]`: completed for the later ones.
     pub(crate) sums: &'a mut [f32],
-    /// `[columns][32]`: integers in two's complement, or e4m3.
-    pub(crate) out: &'a mut [u8],
+    pub(crate) to: Target<'a>,
     /// `w − q`, `[columns][32]`.
     pub(crate) errors: &'a mut [f32],
     /// What `U·Uᵀ` has more than `H` on the diagonal, of every column.
     pub(crate) damping: &'a [f32],
     pub(crate) squares: &'a mut Squares,
+}
+
+/// What columns become.
+pub(crate) enum Target<'a> {
+    Codes(CodeColumns<'a>),
+    /// Values of the precision, `[columns][32]`.
+    Values(&'a mut [f32]),
+}
+
+/// Columns of codes.
+pub(crate) struct CodeColumns<'a> {
+    pub(crate) codes: Codes,
+    /// Scales and zero points of a column: index of 32 of them.
+    pub(crate) groups: &'a [usize],
+    pub(crate) scales: &'a [f32],
+    pub(crate) zero_points: &'a [f32],
+    /// `[columns][32]`: integers in two's complement, or e4m3.
+    pub(crate) out: &'a mut [u8],
 }
 
 /// The squared error of the output of 32 rows: `Σ_j (Uᵀ(w − q))_j²` over the columns so far, and how much of it is damping.
@@ -58,56 +70,89 @@ pub(crate) fn round_with_feedback(block: Feedback<'_>) {
 
 #[inline(always)]
 fn round_columns(block: Feedback<'_>) {
+    let Feedback { isa, precision, factor, size, columns, weights, kept, sums, to, errors, damping, squares } =
+        block;
+    let block = Block { isa, factor, size, columns, weights, kept, sums, errors, damping, squares };
     // constants for the loops over rows
-    with_precision!(block.precision, |p| match block.codes {
-        Codes::Int { bits, .. } => {
-            let half = (1i32 << (bits - 1)) as f32;
-            columns(block, |x, scale, zero_point| {
-                let rounded = clamp(x / scale + zero_point, -half, half - 1.0) + ROUND;
-                (rounded.to_bits() as u8, p.round((rounded - ROUND - zero_point) * scale))
-            });
+    with_precision!(precision, |p| match to {
+        Target::Values(out) => go_through(
+            block,
+            out,
+            |_| (),
+            |(), _, x| {
+                let value = p.round(x);
+                (value, value)
+            },
+            |(), _| 0.0,
+        ),
+        Target::Codes(CodeColumns { codes, groups, scales, zero_points, out }) => {
+            let (scales, zero_points) = (scales.as_chunks::<PANEL>().0, zero_points.as_chunks::<PANEL>().0);
+            let of_column = |at: usize| (&scales[groups[at]], &zero_points[groups[at]]);
+            let pruned = |(_, zero_points): Parameters<'_>, lane: usize| zero_points[lane] as i8 as u8;
+            match codes {
+                Codes::Int { bits, .. } => {
+                    let half = (1i32 << (bits - 1)) as f32;
+                    let round = |(scales, zero_points): Parameters<'_>, lane: usize, x: f32| {
+                        let (scale, zero_point) = (scales[lane], zero_points[lane]);
+                        let rounded = clamp(x / scale + zero_point, -half, half - 1.0) + ROUND;
+                        (rounded.to_bits() as u8, p.round((rounded - ROUND - zero_point) * scale))
+                    };
+                    go_through(block, out, of_column, round, pruned);
+                }
+                Codes::F8E4M3 => {
+                    let round = |(scales, _): Parameters<'_>, lane: usize, x: f32| {
+                        let code = e4m3(clamp(x / scales[lane], -F8_E4M3_MAX, F8_E4M3_MAX) + 0.0);
+                        (code, p.round(e4m3_value(code) * scales[lane]))
+                    };
+                    go_through(block, out, of_column, round, pruned);
+                }
+            }
         }
-        Codes::F8E4M3 => columns(block, |x, scale, _| {
-            let code = e4m3(clamp(x / scale, -F8_E4M3_MAX, F8_E4M3_MAX) + 0.0);
-            (code, p.round(e4m3_value(code) * scale))
-        }),
     });
 }
 
+/// Scales and zero points of 32 rows.
+type Parameters<'a> = (&'a [f32; PANEL], &'a [f32; PANEL]);
+
+/// [`Feedback`] without what columns become.
+struct Block<'a> {
+    isa: Isa,
+    factor: &'a [f32],
+    size: usize,
+    columns: Range<usize>,
+    weights: &'a [f32],
+    kept: &'a [u32],
+    sums: &'a mut [f32],
+    errors: &'a mut [f32],
+    damping: &'a [f32],
+    squares: &'a mut Squares,
+}
+
+/// `round` gives what a value becomes and the value that this stands for, with regard to what `of_column` gives of its column;
+/// `pruned` what becomes of one that is not kept.
 #[inline(always)]
-fn columns(block: Feedback<'_>, round: impl Fn(f32, f32, f32) -> (u8, f32)) {
-    let Feedback {
-        isa,
-        factor,
-        size,
-        columns,
-        weights,
-        kept,
-        groups,
-        scales,
-        zero_points,
-        sums,
-        out,
-        errors,
-        damping,
-        squares,
-        ..
-    } = block;
+fn go_through<P: Copy, T>(
+    block: Block<'_>,
+    out: &mut [T],
+    of_column: impl Fn(usize) -> P,
+    round: impl Fn(P, usize, f32) -> (T, f32),
+    pruned: impl Fn(P, usize) -> T,
+) {
+    let Block { isa, factor, size, columns, weights, kept, sums, errors, damping, squares } = block;
     let mut sums = sums.as_chunks_mut::<PANEL>().0;
-    let (scales, zero_points) = (scales.as_chunks::<PANEL>().0, zero_points.as_chunks::<PANEL>().0);
     let weights = weights.as_chunks::<PANEL>().0;
     let out = out.as_chunks_mut::<PANEL>().0.iter_mut();
     let errors = errors.as_chunks_mut::<PANEL>().0.iter_mut();
     for (at, (out, errors)) in out.zip(errors).enumerate() {
         let Some((now, later)) = sums.split_first_mut() else { return };
         let row = &factor[(columns.start + at) * (size + 1)..];
-        let (scale, zero_point) = (&scales[groups[at]], &zero_points[groups[at]]);
+        let parameters = of_column(at);
         let kept = kept.get(at).copied().unwrap_or(u32::MAX);
         for (r, (out, error)) in out.iter_mut().zip(errors.iter_mut()).enumerate() {
             let w = weights[at][r];
-            let (code, value) = round(w + now[r] / row[0], scale[r], zero_point[r]);
+            let (code, value) = round(parameters, r, w + now[r] / row[0]);
             let keep = kept >> r & 1 == 1;
-            *out = if keep { code } else { zero_point[r] as i8 as u8 };
+            *out = if keep { code } else { pruned(parameters, r) };
             *error = w - if keep { value } else { 0.0 };
         }
         let damping = f64::from(damping[at]);

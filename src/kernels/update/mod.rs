@@ -108,6 +108,14 @@ pub(crate) trait Lanes: Send {
 
     /// Takes the sums of a block's columns over all earlier columns, `[columns][32]`.
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]);
+
+    /// What all rows do together once each has taken its sums.
+    fn together(isa: Isa, columns: Range<usize>, rows: &mut [Self])
+    where
+        Self: Sized,
+    {
+        let _ = (isa, columns, rows);
+    }
 }
 
 /// Goes through the columns of `X·T` from the first to the last, block by block: to each block of columns `J` it gives the sums
@@ -151,6 +159,7 @@ pub(crate) fn sweep<L: Lanes>(isa: Isa, matrix: &[f32], size: usize, block: usiz
             sums.truncate(columns.len() * PANEL);
             rows.block(isa, columns.clone(), sums);
         });
+        L::together(isa, columns, rows);
     }
 }
 

@@ -1,0 +1,117 @@
+use super::pattern::SparsityPattern;
+use super::plain::{magnitude_of, store};
+use crate::kernels::reduce;
+use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
+use crate::quantize::calibrated::{Found, Plain, hessian, keep_better};
+use crate::quantize::factor::Factor;
+use crate::quantize::sweep::{self, Swept};
+use crate::weight::Coding;
+
+/// SparseGPT: goes through the columns, drops the weights that the output misses least, and lets later columns make good for it.
+///
+/// Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot" (2023), algorithm 1. The paper
+/// chooses by `w_j² / [H⁻¹]_jj`, where `H⁻¹` is of the columns from `j` on: those that can still change. Its diagonal element
+/// is the square of the diagonal element of the Cholesky factor of the whole `H⁻¹ = RᵀR`. Here `H + λI = U·Uᵀ` with `U` upper
+/// triangular, so that `R = U⁻¹` and `R_jj = 1 / U_jj`: what is compared is `(w_j · U_jj)²`, without an inverse. The update is
+/// that of [`Gptq`](crate::Gptq): `w_j` becomes `w_j + Σ_{i<j} U_ij (w_i − ŵ_i) / U_jj`.
+///
+/// - Unstructured, the weights of 128 columns at a time are compared, over all rows, as they stand when their turn comes. So many
+///   go of each block that of all blocks together exactly the sparsity's share does.
+/// - N:M, the neighbours are compared as they stand when the first of them has its turn.
+/// - What an earlier step pruned goes first, and stays zero; then what meets an input that was always zero.
+/// - Kept weights are rounded to the layer's precision on the way, so that this is made good, too.
+/// - `λ` is as for [`Gptq`](crate::Gptq). With [`Gptq::pruning`](crate::Gptq::pruning) the weights that stay become codes in the
+///   same sweep.
+/// - Of the result and magnitude pruning to the same pattern the one with the smaller error of the output is kept.
+///
+/// ```
+/// use tersor::{Layer, LayerStats, Method, Needs, Precision, SparseGpt, Sparsity, SparsityPattern};
+///
+/// let mut stats = LayerStats::new(3, Needs::Hessian);
+/// // the first and the last channel always are the same
+/// stats.observe(ndarray::array![[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]].view())?;
+/// let values = [2.0, 1.0, 1.0];
+/// let layer = Layer { stats: Some(&stats), ..Layer::new(&[1, 3], &values, Precision::F32) };
+/// let third = SparsityPattern::Unstructured(Sparsity::new(1.0 / 3.0)?);
+/// let weight = SparseGpt::new(third).damping(1e-4).compress(&layer)?.weight.dequantize();
+/// // the largest weight goes, because the last one can do its work
+/// assert_eq!((weight[[0, 0]], weight[[0, 2]].round()), (0.0, 3.0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SparseGpt {
+    pattern: SparsityPattern,
+    damping: f64,
+}
+
+impl SparseGpt {
+    /// Prunes to this pattern.
+    pub fn new(pattern: SparsityPattern) -> Self {
+        Self { pattern, damping: Factor::DAMPING }
+    }
+
+    /// The pattern.
+    pub fn pattern(&self) -> SparsityPattern {
+        self.pattern
+    }
+
+    /// The same to another pattern.
+    #[must_use]
+    pub(super) fn to(self, pattern: SparsityPattern) -> Self {
+        Self { pattern, ..self }
+    }
+
+    /// Chooses what is added to the Hessian's diagonal, as a fraction of its mean; 0.01 unless chosen.
+    #[must_use]
+    pub fn damping(self, damping: f64) -> Self {
+        Self { damping, ..self }
+    }
+}
+
+impl Method for SparseGpt {
+    fn name(&self) -> String {
+        format!("SparseGPT {}", self.pattern)
+    }
+
+    fn coding(&self, before: Coding) -> Coding {
+        before
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Hessian
+    }
+
+    fn scratch_bytes(&self, shape: &[usize]) -> u64 {
+        // values twice, what is kept of them, and the same by magnitude; both masks
+        sweep::scratch_bytes(shape, 4 * size_of::<f32>() + 1)
+    }
+
+    fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
+        Factor::check_damping(self.damping)?;
+        layer.check()?;
+        let (rows, cols) = (layer.rows(), layer.cols());
+        layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
+        let (stats, hessian) = hessian(layer, || self.name())?;
+        let weight = magnitude_of(layer, self.pattern.kept(rows, cols), self.pattern)?;
+        let plain = Plain { what: Alternative::Magnitude, weight };
+        let mut found = Found::new(plain.weight.clone());
+        if !layer.values.is_empty() {
+            let factor = Factor::new(hessian, cols, false, self.damping)?;
+            let Swept { result: values, mask, squared_error } =
+                sweep::to_values(layer, &factor, self.pattern)?;
+            if reduce::first_non_finite(&values).is_some() {
+                // finite before: what it made good for was beyond the precision's largest
+                let (min, max) = reduce::min_max(layer.values)?;
+                return Err(MethodError::Range { min, max });
+            }
+            found.weight = match mask {
+                Some(mask) => store(layer, &mask, &values)?,
+                None => found.weight,
+            };
+            found.squared_error = squared_error;
+            found.notes.extend(factor.note());
+            found.damping = factor.damping;
+        }
+        Ok(keep_better(layer, (stats, hessian), plain, found))
+    }
+}

@@ -1,0 +1,114 @@
+use super::{RecipeError, Selection};
+use crate::prune::{Allocation, Magnitude, Pruning, SparseGpt, SparsityPattern, Wanda};
+
+/// How it is chosen which single weights are dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Criterion {
+    /// The smallest.
+    #[default]
+    Magnitude,
+    /// Those that are smallest times the norm of what they meet.
+    Wanda,
+    /// Those that the output misses least, with the others making good for them.
+    SparseGpt {
+        /// What is added to the Hessian's diagonal, as a fraction of its mean; 0.01 by default.
+        damping: Option<f64>,
+    },
+}
+
+impl Criterion {
+    /// Names that [`from_name`](Self::from_name) knows, and what they are.
+    pub const NAMES: [(&'static str, &'static str); 3] = [
+        ("magnitude", "the smallest go"),
+        ("wanda", "Wanda: the smallest times the norm of their inputs, row by row"),
+        ("sparsegpt", "SparseGPT: what the output misses least; the others make good for it"),
+    ];
+
+    /// The criterion of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn from_name(name: &str) -> Result<Self, RecipeError> {
+        Ok(match name {
+            "magnitude" => Self::Magnitude,
+            "wanda" => Self::Wanda,
+            "sparsegpt" => Self::SparseGpt { damping: None },
+            _ => {
+                let valid = Self::NAMES.map(|(name, _)| name);
+                return Err(RecipeError::unknown_name("pruning method", name, &valid));
+            }
+        })
+    }
+
+    /// The method that prunes to a pattern by this criterion.
+    pub fn to(self, pattern: SparsityPattern) -> Pruning {
+        match self {
+            Self::Magnitude => Magnitude::from(pattern).into(),
+            Self::Wanda => Wanda::new(pattern).into(),
+            Self::SparseGpt { damping } => {
+                let sparse_gpt = SparseGpt::new(pattern);
+                damping.map_or(sparse_gpt, |damping| sparse_gpt.damping(damping)).into()
+            }
+        }
+    }
+
+    /// What a step drops whose sparsity is that of every layer, or as `allocation` says.
+    ///
+    /// # Errors
+    /// When the pattern leaves nothing to allocate.
+    pub(super) fn selection(
+        self,
+        place: &str,
+        pattern: SparsityPattern,
+        allocation: Option<Allocation>,
+    ) -> Result<Selection, RecipeError> {
+        match (allocation, pattern) {
+            (None, _) => Ok(Selection::Layer(self.to(pattern))),
+            (Some(Allocation::Global), SparsityPattern::Unstructured(sparsity))
+                if self == Self::Magnitude =>
+            {
+                Ok(Selection::Global(sparsity))
+            }
+            (Some(allocation), SparsityPattern::Unstructured(_)) => {
+                Ok(Selection::Allocated(self.to(pattern), allocation))
+            }
+            (Some(_), SparsityPattern::NofM(pattern)) => {
+                let reason =
+                    format!("{pattern} is the same sparsity in every layer: there is nothing to allocate");
+                Err(RecipeError::value(place, reason))
+            }
+        }
+    }
+}
+
+impl Allocation {
+    /// Names that [`from_name`](Self::from_name) knows, and what they are.
+    pub const NAMES: [(&'static str, &'static str); 3] = [
+        ("layer", "every layer loses the same share"),
+        ("global", "as the smallest magnitudes of all layers together are spread"),
+        ("erk", "by shape: small layers keep more (Erdős–Rényi-Kernel)"),
+    ];
+
+    /// The allocation of this name; `None` is the same sparsity in every layer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn from_name(name: &str) -> Result<Option<Self>, RecipeError> {
+        Ok(match name {
+            "layer" => None,
+            "global" => Some(Self::Global),
+            "erk" => Some(Self::ErdosRenyiKernel),
+            _ => return Err(RecipeError::unknown_name("scope", name, &Self::NAMES.map(|(name, _)| name))),
+        })
+    }
+}
+
+impl std::fmt::Display for Allocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Global => "global",
+            Self::ErdosRenyiKernel => "by shape",
+        })
+    }
+}
