@@ -371,7 +371,9 @@ fn global_pruning_spans_the_layers_of_its_step() {
     let source = folder(&tensors, None);
     let bitmask = |selection| Prune { selection, layout: LayoutChoice::Fixed(LayoutKind::Bitmask) };
     let recipe = Recipe::new().step(Step::prune(bitmask(Selection::Global(sparsity(0.25))))).step(
-        Step::prune(bitmask(Selection::Layer(Magnitude::Unstructured(sparsity(0.9))))).names(["b"]).unwrap(),
+        Step::prune(bitmask(Selection::Layer(Magnitude::Unstructured(sparsity(0.9)).into())))
+            .names(["b"])
+            .unwrap(),
     );
     let (_work, output, _) = run(source.path(), &recipe).unwrap();
     let kept = |name: &str| Checkpoint::open(&output).unwrap().weight(name).unwrap().form().kept();
