@@ -21,8 +21,8 @@ pub mod weight;
 
 pub use calibrate::{CalibrateError, Cut, Samples};
 pub use checkpoint::{
-    Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, load_masks, save_masks,
-    stored_tensors,
+    Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, coded_tensor, load_masks,
+    save_masks, stored_tensors,
 };
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};
@@ -47,12 +47,12 @@ pub use prune::{
 };
 pub use quantize::{
     ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,
-    Histogram, Hqq, HqqOptions, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing, awq_scales,
-    bias_correction, hqq_zero_point, smooth_scales,
+    Histogram, Hqq, HqqOptions, Importance, KMeans, Observer, Overflow, RoundToNearest, SmoothScales,
+    Smoothing, awq_scales, bias_correction, hqq_zero_point, smooth_scales,
 };
 pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
-    Activations, Bits, Coding, CompressedWeight, DenseValues, Form, Granularity, InputForm, InputScales,
-    LayoutKind, Mask, NofM, PackedWeight, QuantizedInput, Scales, WeightError,
+    Activations, Bits, CodebookBits, Codebooks, Coding, CompressedWeight, DenseValues, Form, Granularity,
+    InputForm, InputScales, LayoutKind, Mask, NofM, PackedWeight, QuantizedInput, Scales, WeightError,
 };

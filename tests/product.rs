@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ndarray::{Array2, ArrayView2};
 use proptest::prelude::*;
 use tersor::{
-    ActivationCodes, Activations, Bits, CodeType, CompressedWeight, CpuLevel, DenseValues, Epilogue,
-    FloatCast, Granularity, Layer, LayoutKind, Magnitude, Method, NofM, PackedWeight, Precision,
-    RoundToNearest, Sparsity,
+    ActivationCodes, Activations, Bits, CodeType, CodebookBits, CompressedWeight, CpuLevel, DenseValues,
+    Epilogue, FloatCast, Granularity, KMeans, Layer, LayoutKind, Magnitude, Method, NofM, PackedWeight,
+    Precision, RoundToNearest, Sparsity,
 };
 
 /// The level is the whole program's: one test at a time.
@@ -47,12 +47,14 @@ enum Kind {
     Float(Precision),
     F8(Granularity),
     Int(u8, bool, Granularity),
+    Codebook(u8, Granularity, Precision),
 }
 
 fn weight(rows: usize, cols: usize, kind: Kind, layout: LayoutKind) -> CompressedWeight {
     let values = values(rows * cols, (rows * 1000 + cols) as u64);
     let shape = [rows, cols];
-    let layer = Layer { layout, ..Layer::new(&shape, &values, Precision::F32) };
+    let precision = if let Kind::Codebook(_, _, precision) = kind { precision } else { Precision::F32 };
+    let layer = Layer { layout, ..Layer::new(&shape, &values, precision) };
     let prune = match layout {
         LayoutKind::NofM(pattern) => Some(Magnitude::NofM(pattern)),
         LayoutKind::Dense => None,
@@ -70,6 +72,9 @@ fn weight(rows: usize, cols: usize, kind: Kind, layout: LayoutKind) -> Compresse
         Kind::Int(bits, symmetric, granularity) => {
             let codes = CodeType::Int { bits: Bits::new(bits).unwrap(), symmetric };
             Box::new(RoundToNearest::codes(codes).granularity(granularity))
+        }
+        Kind::Codebook(bits, granularity, _) => {
+            Box::new(KMeans::new(CodebookBits::new(bits).unwrap()).granularity(granularity))
         }
     };
     method.compress(&layer).unwrap().weight
@@ -173,6 +178,9 @@ fn every_kind_of_weight_at_every_edge_of_tiles_panels_and_pieces() {
         Kind::Int(4, true, group(32)),
         Kind::Int(4, false, group(10)),
         Kind::Int(3, true, Granularity::Channel),
+        Kind::Codebook(4, Granularity::Channel, Precision::F32),
+        Kind::Codebook(1, Granularity::Tensor, Precision::F16),
+        Kind::Codebook(5, block, Precision::Bf16),
         Kind::Int(6, false, block),
         Kind::Int(2, true, group(64)),
     ];
@@ -214,6 +222,8 @@ fn sparse_weights_of_every_layout() {
         Kind::Int(8, true, group(128)),
         Kind::Int(4, false, group(32)),
         Kind::Int(4, true, group(64)),
+        Kind::Codebook(4, Granularity::Channel, Precision::F32),
+        Kind::Codebook(3, group(10), Precision::F16),
     ];
     for (rows, cols) in [(0, 5), (5, 0), (1, 1), (17, 64), (40, 300), (9, 641)] {
         for layout in layouts {

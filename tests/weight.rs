@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use ndarray::Array2;
 use proptest::prelude::*;
 use tersor::{
-    Bits, Coding, CompressedWeight, DenseValues, Granularity, LayoutKind, Mask, NofM, Precision, Scales,
-    WeightError, stored_tensors,
+    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, DenseValues, Granularity, LayoutKind, Mask,
+    NofM, Precision, Scales, WeightError, stored_tensors,
 };
 
 /// What proptest chooses; all numbers follow from the seed.
@@ -146,6 +146,17 @@ fn build(case: &Case) -> Built {
             };
             (encode(DenseValues::Int(bits, &codes, &scales)), (0..rows * cols).map(value).collect())
         }
+        Coding::Codebook { bits, granularity, values: precision } => {
+            let (tile, count) = tiles(granularity, rows, cols);
+            let entries = 1usize << bits.get();
+            let values: Vec<f32> =
+                (0..count * entries).map(|_| rounded(precision, f64::from(random.unit()))).collect();
+            let codes: Vec<u8> = (0..rows * cols).map(|_| random.below(entries as u64) as u8).collect();
+            let expected =
+                (0..rows * cols).map(|i| values[tile[i] * entries + usize::from(codes[i])]).collect();
+            let books = Codebooks::new(bits, granularity, precision, values).unwrap();
+            (encode(DenseValues::Codebook(&codes, &books)), expected)
+        }
     };
     let mask = (case.layout != LayoutKind::Dense).then(|| mask.unwrap_or(Mask::keep_all(rows, cols)));
     if let Some(mask) = &mask {
@@ -195,6 +206,9 @@ fn coding() -> impl Strategy<Value = Coding> {
     prop_oneof![
         1 => precision().prop_map(Coding::Float),
         1 => (granularity(), precision()).prop_map(|(granularity, scales)| Coding::F8E4M3 { granularity, scales }),
+        2 => (1..=8u8, granularity(), precision()).prop_map(|(bits, granularity, values)| {
+            Coding::Codebook { bits: CodebookBits::new(bits).unwrap(), granularity, values }
+        }),
         3 => (2..=8u8, any::<bool>(), granularity(), precision()).prop_map(|(bits, symmetric, granularity, scales)| {
             Coding::Int { bits: Bits::new(bits).unwrap(), symmetric, granularity, scales }
         }),

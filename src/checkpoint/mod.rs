@@ -25,7 +25,7 @@ pub use class::TensorClass;
 pub(crate) use companions::Companions;
 pub use error::CheckpointError;
 pub(crate) use floats::{FloatBuffer, FloatSource};
-pub use formats::{StoredTensor, stored_tensors};
+pub use formats::{StoredTensor, coded_tensor, stored_tensors};
 pub(crate) use mapped::MappedTensor;
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};

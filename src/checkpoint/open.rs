@@ -92,8 +92,14 @@ impl Entry {
     pub fn describe(&self) -> String {
         match &self.stored {
             Stored::Plain(dtype) => format!("{dtype:?}"),
+            Stored::Compressed(form) if self.is_entropy_coded() => format!("{form}, entropy coded"),
             Stored::Compressed(form) => form.to_string(),
         }
+    }
+
+    /// Whether all of it stands in one entropy-coded tensor.
+    pub fn is_entropy_coded(&self) -> bool {
+        matches!(self.stored, Stored::Compressed(_)) && formats::is_coded(&self.name, &self.tensors)
     }
 }
 

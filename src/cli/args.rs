@@ -130,6 +130,8 @@ Examples:
   tersor compress SmolLM2-135M --preset 50% --pruning wanda --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset 2:4+int4 --pruning sparsegpt --method gptq --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset int4 --transform awq --method clip --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset codebook4 --entropy -o out
+  tersor compress SmolLM2-135M-int8 --entropy -o out
   tersor compress SmolLM2-135M --recipe recipe.toml -o out --json
 
 An interrupted calibrated run keeps its finished blocks in OUT.unfinished; the same command goes on from there.")]
@@ -179,16 +181,16 @@ pub(super) enum Inputs {
 #[derive(Args)]
 pub(super) struct RecipeArgs {
     /// Presets joined by `+`
-    #[arg(long, value_name = "NAME", required_unless_present = "recipe", long_help = preset_help())]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["recipe", "entropy"], long_help = preset_help())]
     pub(super) preset: Option<String>,
     /// A recipe in TOML
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     pub(super) recipe: Option<PathBuf>,
-    /// Columns that share a scale, for presets with integer codes
-    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    /// Columns that share a scale or codebook, for presets with codes
+    #[arg(long, value_name = "N", conflicts_with = "recipe", requires = "preset")]
     pub(super) group_size: Option<NonZeroUsize>,
     /// How the codes of integer presets are chosen
-    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
     pub(super) method: Option<String>,
     /// How it is chosen which weights presets drop
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How it is chosen which weights presets drop:", &Criterion::NAMES))]
@@ -208,8 +210,11 @@ pub(super) struct RecipeArgs {
     /// How the output is written; by default compressed-tensors if config.json names `architectures`, else tersor
     #[arg(long, value_name = "FORMAT")]
     pub(super) format: Option<Format>,
+    /// As a last step, write codes, positions and floats in as few bits as their frequencies allow; only tersor reads that
+    #[arg(long)]
+    pub(super) entropy: bool,
     /// What happens to values beyond the largest f16 or bf16, for presets that convert; by default refuse
-    #[arg(long, value_name = "WHAT", conflicts_with = "recipe")]
+    #[arg(long, value_name = "WHAT", conflicts_with = "recipe", requires = "preset")]
     pub(super) overflow: Option<OverflowChoice>,
 }
 
@@ -223,7 +228,10 @@ fn preset_help() -> String {
     for (name, what) in preset_names() {
         help.push_str(&format!("  {name:<10} {what}\n"));
     }
-    help.push_str("Integer presets also exist with zero points, such as `int4-asym`.");
+    help.push_str(
+        "Integer presets also exist with zero points, such as `int4-asym`; codebooks weighted by the layers' inputs, with \
+         calibration, such as `codebook4-weighted`.",
+    );
     help
 }
 
@@ -266,8 +274,15 @@ impl RecipeArgs {
             let allocation = self.allocation.as_deref().map(Allocation::from_name).transpose()?.flatten();
             let group_size = self.group_size;
             let options = PresetOptions { group_size, overflow, format, rounding, criterion, allocation };
-            Recipe::preset(self.preset.as_deref().unwrap_or_default(), options)?
+            match self.preset.as_deref() {
+                Some(names) => Recipe::preset(names, options)?,
+                // what is there, only entropy coded
+                None => Recipe::new(),
+            }
         };
+        if self.entropy {
+            recipe = recipe.entropy(true);
+        }
         if let Some(format) = format {
             recipe = recipe.format(format);
         }

@@ -21,6 +21,7 @@ fn to_json(plan: &Plan<'_>, memory: u64) -> Value {
         "format": plan.format().to_string(),
         "bytes_before": plan.bytes_before(),
         "bytes_after": plan.bytes_after(),
+        "entropy_coded": plan.is_entropy_coded(),
         "peak_memory": memory,
         "files": plan.output_files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "left_behind": plan.left_behind().map(|path| path.display().to_string()).collect::<Vec<_>>(),
@@ -42,8 +43,10 @@ fn to_json(plan: &Plan<'_>, memory: u64) -> Value {
 fn summary(plan: &Plan<'_>, memory: u64) -> String {
     let (before, after) = (plan.bytes_before(), plan.bytes_after());
     let compressed = plan.tensors().iter().filter(|t| t.is_compressed()).count();
+    // what entropy coding saves shows only in the values
+    let exactly = if plan.is_entropy_coded() { "at most" } else { "exactly" };
     let mut text = format!(
-        "\n{compressed} of {} tensors compressed; {} → {} ({:.2}× smaller), exactly {after} bytes; \
+        "\n{compressed} of {} tensors compressed; {} → {} ({:.2}× smaller), {exactly} {after} bytes; \
          format {}; at most {} of memory beside the mapped source",
         plan.tensors().len(),
         human(before),

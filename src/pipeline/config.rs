@@ -22,6 +22,7 @@ pub(super) fn described<'a>(tensor: &'a PlannedTensor<'_>) -> Option<&'a Form> {
 pub(super) fn plan_config(
     checkpoint: &Checkpoint,
     tensors: &[PlannedTensor<'_>],
+    entropy: bool,
 ) -> Result<Option<Value>, PipelineError> {
     // only a weight has a module of its name, which a loader could find
     let modules = || tensors.iter().filter(|t| t.entry.name.ends_with(".weight"));
@@ -40,7 +41,8 @@ pub(super) fn plan_config(
     if has_embedding && has("cls.predictions.") && !has("cls.predictions.decoder") {
         untouched.push(r"re:.*cls\.predictions\.decoder$");
     }
-    let quantization = compressed_tensors::write_config(weights, &untouched);
+    // nobody else reads coded tensors
+    let quantization = if entropy { None } else { compressed_tensors::write_config(weights, &untouched) };
     let mut config = checkpoint.config().cloned();
     let foreign =
         config.as_ref().and_then(|c| c.get("quantization_config")).and_then(|q| q.get("quant_method"));

@@ -36,7 +36,10 @@ impl Plan<'_> {
         };
         let none = Prepared::default();
         let stages = (0..self.files.len()).flat_map(|file| self.stages(file, &none));
-        stages.map(of_stage).max().unwrap_or(0)
+        // a tensor, its symbols and what they become
+        let of_coding = |tensor: &PlannedTensor<'_>| 3 * tensor.bytes() + values(tensor);
+        let coding = self.tensors().iter().filter(|_| self.entropy).map(of_coding).max();
+        stages.map(of_stage).max().unwrap_or(0).max(coding.unwrap_or(0))
     }
 
     /// Most bytes that a [calibrated run](Self::run_calibrated) holds at a time beside the mapped source: the hidden states of

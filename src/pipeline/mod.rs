@@ -6,6 +6,7 @@
 
 mod advice;
 mod calibrated;
+mod coded;
 mod config;
 mod error;
 mod global;
@@ -19,6 +20,7 @@ mod transforms;
 mod verify;
 
 pub use calibrated::{BlockInputs, Calibration};
+pub use coded::EntropyReport;
 pub use error::PipelineError;
 pub use plan::{Plan, PlannedAction, PlannedTensor};
 pub use run::{LayerReport, Progress, Run};

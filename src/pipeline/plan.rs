@@ -11,6 +11,7 @@ use super::global::{Part, allocated, shares};
 use super::prepared::Prepared;
 use super::stream::{self, Stage};
 use super::transforms::Transforms;
+use crate::checkpoint::formats::tersor::Storage;
 use crate::checkpoint::formats::{self, compressed_tensors, tersor};
 use crate::checkpoint::{Checkpoint, Companions, Entry, Stored, TensorClass, TensorSpec, file_bytes};
 use crate::dtype::Precision;
@@ -18,7 +19,7 @@ use crate::layer::{Method, Needs};
 use crate::prune::{Magnitude, MagnitudeThreshold, Pruning, SparsityPattern, Structured};
 use crate::quantize::Gptq;
 use crate::recipe::{
-    Action, Decision, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, Selection,
+    Action, Decision, InputQuantization, LayoutChoice, OutputFormat, Prune, Recipe, RecipeError, Selection,
 };
 use crate::transform::AddedTensor;
 use crate::weight::{Coding, Form, InputScales, LayoutKind};
@@ -198,6 +199,7 @@ pub struct Plan<'a> {
     /// Layers, without `.weight`, whose biases make up for what becomes of their weights.
     pub(super) corrected: BTreeSet<String>,
     block_bytes: usize,
+    pub(super) entropy: bool,
     pub(super) input_scales: BTreeMap<String, InputScales>,
 }
 
@@ -208,7 +210,11 @@ impl<'a> Plan<'a> {
     /// When a step or ignore pattern names no tensor, the recipe contradicts itself, or the output format cannot hold a
     /// weight.
     pub fn new(checkpoint: &'a Checkpoint, recipe: &'a Recipe) -> Result<Self, PipelineError> {
-        let format = recipe.output_format().unwrap_or_else(|| default_format(checkpoint));
+        let format = recipe.output_format().unwrap_or_else(|| default_format(checkpoint, recipe));
+        if recipe.is_entropy_coded() && format == OutputFormat::CompressedTensors {
+            let reason = "compressed-tensors holds no entropy-coded weights; choose the format `tersor`, which only tersor reads";
+            return Err(RecipeError::value("entropy", reason).into());
+        }
         check_matches(checkpoint, recipe)?;
         let parts = parts_of_all(checkpoint, recipe)?;
         let mut tensors = Vec::new();
@@ -228,7 +234,7 @@ impl<'a> Plan<'a> {
         let corrected =
             if recipe.corrects_biases() { corrected(checkpoint, &tensors)? } else { BTreeSet::new() };
         let files = plan_files(checkpoint, &tensors);
-        let mut config = plan_config(checkpoint, &tensors)?;
+        let mut config = plan_config(checkpoint, &tensors, recipe.is_entropy_coded())?;
         if let (Some(config), Some(rotation)) = (&mut config, &transforms.rotation) {
             for (key, value) in rotation.config() {
                 config[*key] = value.clone();
@@ -247,6 +253,7 @@ impl<'a> Plan<'a> {
             transforms,
             corrected,
             block_bytes,
+            entropy: recipe.is_entropy_coded(),
             input_scales,
         })
     }
@@ -288,12 +295,17 @@ impl<'a> Plan<'a> {
         self.checkpoint.file_bytes()
     }
 
-    /// Exact bytes of the output's safetensors files.
+    /// Exact bytes of the output's safetensors files; the most that they take if they are entropy coded.
     pub fn bytes_after(&self) -> u64 {
         self.files.iter().map(|f| f.bytes).sum()
     }
 
-    /// Safetensors files of the output: name and exact bytes.
+    /// Whether the output is entropy coded: then the bytes of its files and tensors are the most that they take.
+    pub fn is_entropy_coded(&self) -> bool {
+        self.entropy
+    }
+
+    /// Safetensors files of the output: name and exact bytes, the most that they take if they are entropy coded.
     pub fn output_files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.files.iter().map(|f| (f.name.as_str(), f.bytes))
     }
@@ -347,7 +359,16 @@ fn corrected(
     Ok(found)
 }
 
-fn default_format(checkpoint: &Checkpoint) -> OutputFormat {
+fn default_format(checkpoint: &Checkpoint, recipe: &Recipe) -> OutputFormat {
+    let makes_codebooks = recipe.steps().iter().any(|step| match step.action() {
+        Action::Quantize(method) => {
+            matches!(method.coding(Coding::Float(Precision::F32)), Coding::Codebook { .. })
+        }
+        Action::Prune(_) => false,
+    });
+    if recipe.is_entropy_coded() || makes_codebooks {
+        return OutputFormat::Tersor;
+    }
     let names_architectures = checkpoint.config().is_some_and(|c| c.get("architectures").is_some());
     if names_architectures { OutputFormat::CompressedTensors } else { OutputFormat::Tersor }
 }
@@ -636,7 +657,7 @@ fn check_names(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Result
 }
 
 /// The same files as the source has; a single one is called `model.safetensors`.
-fn plan_files(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Vec<PlannedFile> {
+fn plan_files<'a>(checkpoint: &Checkpoint, tensors: &'a [PlannedTensor<'_>]) -> Vec<PlannedFile> {
     let single = checkpoint.files().len() == 1;
     checkpoint
         .files()
@@ -647,7 +668,8 @@ fn plan_files(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Vec<Pla
             metadata.remove(tersor::KEY);
             // transformers refuses files that do not say which framework's tensors they hold
             metadata.entry("format".into()).or_insert_with(|| "pt".into());
-            let mut forms = of_file().filter_map(|t| Some((t.name(), described(t)?))).peekable();
+            let form = |t: &'a PlannedTensor<'_>| Some((t.name(), described(t)?, Storage::Parts));
+            let mut forms = of_file().filter_map(form).peekable();
             if forms.peek().is_some() {
                 metadata.insert(tersor::KEY.into(), tersor::write_metadata(forms));
             }

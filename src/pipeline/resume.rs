@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::PipelineError;
 use super::prepared::TensorReport;
+use crate::checkpoint::formats::tersor::Storage;
 use crate::checkpoint::formats::{self, tersor};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter, write_atomically};
 use crate::file::read_regular;
@@ -144,8 +145,8 @@ fn write_tensors(path: &Path, tensors: &[(String, CompressedWeight)]) -> Result<
     let is_plain = |weight: &CompressedWeight| {
         weight.form().layout() == LayoutKind::Dense && matches!(weight.form().coding(), Coding::Float(_))
     };
-    let mut forms =
-        tensors.iter().filter(|(_, w)| !is_plain(w)).map(|(n, w)| (n.as_str(), w.form())).peekable();
+    let described = tensors.iter().filter(|(_, w)| !is_plain(w));
+    let mut forms = described.map(|(n, w)| (n.as_str(), w.form(), Storage::Parts)).peekable();
     let mut metadata = std::collections::BTreeMap::new();
     if forms.peek().is_some() {
         metadata.insert(tersor::KEY.into(), tersor::write_metadata(forms));

@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::PipelineError;
 use super::calibrated::Calibration;
+use super::coded::{CodedFile, EntropyReport, code_file};
 use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
 use super::stream::{Failure, Stage, put};
 use crate::checkpoint::formats::encode;
-use crate::checkpoint::{OutputFolder, Stored, TensorWriter};
+use crate::checkpoint::{OutputFolder, Stored, TensorSpec, TensorWriter};
 use crate::evaluate::WeightErrors;
 use crate::kernels::compare::Sums;
 use crate::kernels::reduce;
@@ -80,6 +81,9 @@ pub struct LayerReport {
     /// What calibrated methods made of the layer's output, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outcomes: Vec<Outcome>,
+    /// What entropy coding made of it, if there was any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropyReport>,
 }
 
 /// What a run did.
@@ -140,7 +144,11 @@ impl Plan<'_> {
         let companions = &self.companions.carried;
         let carried: u64 =
             companions.iter().filter_map(|c| Some(fs::metadata(source.join(c)).ok()?.len())).sum();
-        let folder = OutputFolder::create(output, source, self.bytes_after() + carried + SMALL_FILES)?;
+        // a file that is entropy coded stands there as it was, in coded pieces, and as it will be
+        let times = if self.entropy { 3 } else { 1 };
+        let needed = times * self.bytes_after() + carried + SMALL_FILES;
+        let folder = OutputFolder::create(output, source, needed)?;
+        let mut coded = Vec::new();
         let total = self.tensors().iter().map(|t| t.entry.bytes).sum();
         let mut done = 0;
         let mut layers = Vec::new();
@@ -192,12 +200,21 @@ impl Plan<'_> {
                 }
             }
             writer.finish()?;
+            if self.entropy {
+                coded.push(code_file(&folder.path().join(&file.name))?);
+            }
         }
+        for layer in &mut layers {
+            layer.entropy = coded.iter().find_map(|file| file.reports.get(&layer.name)).cloned();
+            layer.bytes_after = layer.entropy.as_ref().map_or(layer.bytes_after, |report| report.bytes);
+        }
+        let bytes_after =
+            if self.entropy { coded.iter().map(|file| file.bytes).sum() } else { self.bytes_after() };
         for companion in companions {
             folder.copy(&source.join(companion), companion)?;
         }
         if self.files.len() > 1 {
-            folder.write(Path::new("model.safetensors.index.json"), &pretty(&self.index()))?;
+            folder.write(Path::new("model.safetensors.index.json"), &pretty(&self.index(&coded)))?;
         }
         if let Some(config) = &self.config {
             folder.write(Path::new("config.json"), &pretty(config))?;
@@ -206,7 +223,7 @@ impl Plan<'_> {
             "tersor": env!("CARGO_PKG_VERSION"),
             "format": self.format().to_string(),
             "bytes_before": self.bytes_before(),
-            "bytes_after": self.bytes_after(),
+            "bytes_after": bytes_after,
             "layers": layers,
         });
         folder.write(Path::new(crate::checkpoint::MANIFEST), &pretty(&manifest))?;
@@ -214,7 +231,7 @@ impl Plan<'_> {
         Ok(Run {
             output: folder.finish()?,
             bytes_before: self.bytes_before(),
-            bytes_after: self.bytes_after(),
+            bytes_after,
             layers,
             left_behind: self.companions.left_behind.clone(),
         })
@@ -338,14 +355,20 @@ impl Plan<'_> {
     }
 
     /// The index of a sharded output.
-    fn index(&self) -> Value {
-        let specs = || {
-            self.tensors()
-                .iter()
-                .flat_map(|t| t.specs.iter().map(move |s| (s, &self.files[t.entry.file].name)))
+    fn index(&self, coded: &[CodedFile]) -> Value {
+        let planned = self
+            .tensors()
+            .iter()
+            .flat_map(|t| t.specs.iter().map(move |s| (s, &self.files[t.entry.file].name)));
+        let specs: Vec<(&TensorSpec, &String)> = if coded.is_empty() {
+            planned.collect()
+        } else {
+            let files = self.files.iter().zip(coded);
+            files.flat_map(|(file, coded)| coded.specs.iter().map(move |spec| (spec, &file.name))).collect()
         };
-        let total: u64 = specs().map(|(spec, _)| spec.bytes()).sum();
-        let map: BTreeMap<&str, &String> = specs().map(|(spec, file)| (spec.name.as_str(), file)).collect();
+        let total: u64 = specs.iter().map(|(spec, _)| spec.bytes()).sum();
+        let map: BTreeMap<&str, &String> =
+            specs.iter().map(|(spec, file)| (spec.name.as_str(), *file)).collect();
         let map: Map<String, Value> =
             map.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
         json!({"metadata": {"total_size": total}, "weight_map": map})
@@ -373,6 +396,7 @@ fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) 
         clamped,
         errors,
         outcomes: Vec::new(),
+        entropy: None,
     })
 }
 

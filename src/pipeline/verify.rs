@@ -17,8 +17,8 @@ use crate::weight::{Bits, Coding, CompressedWeight, ScaleGrid, Scales};
 pub struct VerifyOptions {
     /// Largest relative error `‖w − ŵ‖ / ‖w‖` that a tensor may have. Without it, the bound follows from the form: half a
     /// step for every kept value, where a step is that of codes spread from the tile's smallest to its largest
-    /// value; half a unit in the last place for floats; and whatever was pruned. Ranges that cut off more than they win
-    /// (percentile, entropy) can exceed it.
+    /// value; the distance to the nearest value of a codebook; half a unit in the last place for floats; and whatever
+    /// was pruned. Ranges that cut off more than they win (percentile, entropy) can exceed it.
     pub max_relative_error: Option<f64>,
 }
 
@@ -73,10 +73,11 @@ pub fn verify(
         Some(config) => QuantizationConfig::from_config(&config_path, config)?,
         None => None,
     };
+    let is_coded = compressed.entries().iter().any(Entry::is_entropy_coded);
     let misleads = |entry: &Entry| match &configuration {
         Some(configuration) => configuration.clash(entry),
-        // a file by itself has no configuration
-        None if output.as_ref().is_file() => None,
+        // a file by itself has no configuration; of one with coded weights no loader but tersor knows anything
+        None if output.as_ref().is_file() || is_coded => None,
         None => match &entry.stored {
             Stored::Compressed(form) if is_quantized(form) && entry.name.ends_with(".weight") => {
                 Some(format!("it is {form}, but config.json has no quantization_config that says so"))
@@ -186,11 +187,16 @@ fn bound(values: &[f32], weight: &CompressedWeight, pruned: bool) -> f64 {
     };
     let (mut allowed, mut norm) = (0.0f64, 0.0f64);
     let tiles = weight.form().grid().map(|grid| (grid, tiles(values, weight, grid, kept)));
+    let books = sorted_books(weight);
     for (i, x) in values.iter().map(|x| f64::from(*x)).enumerate() {
         norm += x * x;
         let tile = tiles.as_ref().map(|(grid, tiles)| &tiles[grid.index(i / cols, i % cols)]);
         allowed += if kept(i) && !(tile.is_some() && dense[i] == 0.0 && x == 0.0) {
             match (tile, weight.form().coding()) {
+                (Some(_), Coding::Codebook { .. }) => {
+                    let grid = weight.form().grid().map_or(0, |grid| grid.index(i / cols, i % cols));
+                    distance_to_nearest(&books[grid], x).powi(2)
+                }
                 (Some(tile), Coding::Int { .. }) => (tile.step / 2.0 + tile.cut_off(x)).powi(2),
                 // e4m3: half of 2^-3 relative, or half of the smallest step
                 (Some(tile), _) => ((x.abs() / 16.0).max(tile.step / 1024.0) + tile.cut_off(x)).powi(2),
@@ -209,6 +215,23 @@ fn bound(values: &[f32], weight: &CompressedWeight, pruned: bool) -> f64 {
     // the scale is itself rounded to the model's precision; sums of squares come in another order than the error's
     let slack = 1e-9 + weight.form().coding().granularity().map_or(0.0, |_| 4.0 * scale_epsilon(weight));
     if norm == 0.0 { 0.0 } else { (allowed / norm).sqrt() * (1.0 + slack) + f64::from(f32::MIN_POSITIVE) }
+}
+
+/// The values of every codebook, ascending.
+fn sorted_books(weight: &CompressedWeight) -> Vec<Vec<f64>> {
+    let Some(books) = weight.codebooks() else { return Vec::new() };
+    let sorted = |book: &[f32]| {
+        let mut book: Vec<f64> = book.iter().map(|x| f64::from(*x)).collect();
+        book.sort_by(f64::total_cmp);
+        book
+    };
+    books.values().chunks(books.bits().entries()).map(sorted).collect()
+}
+
+fn distance_to_nearest(ascending: &[f64], x: f64) -> f64 {
+    let above = ascending.partition_point(|value| *value < x);
+    let nearest = ascending[above.saturating_sub(1)..(above + 1).min(ascending.len())].iter();
+    nearest.map(|value| (value - x).abs()).fold(f64::INFINITY, f64::min)
 }
 
 fn scale_epsilon(weight: &CompressedWeight) -> f64 {

@@ -75,6 +75,13 @@ pub(crate) fn comparison_bytes(weights: usize) -> usize {
     5 * size_of::<f32>() * weights
 }
 
+/// `W − Ŵ`.
+pub(super) fn difference(layer: &Layer<'_>, weight: &CompressedWeight) -> Vec<f32> {
+    let mut values = weight.dequantize().into_raw_vec_and_offset().0;
+    values.par_iter_mut().zip(layer.values).for_each(|(q, w)| *q = w - *q);
+    values
+}
+
 /// What a method found, or the plain alternative if that serves the output at least as well; with the errors
 /// `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²` of both, 0 where the output is as it was.
 pub(crate) fn keep_better(
@@ -83,16 +90,11 @@ pub(crate) fn keep_better(
     plain: Plain,
     found: Found,
 ) -> Compressed {
-    let difference = |weight: &CompressedWeight| {
-        let mut values = weight.dequantize().into_raw_vec_and_offset().0;
-        values.par_iter_mut().zip(layer.values).for_each(|(q, w)| *q = w - *q);
-        values
-    };
-    let of_plain = difference(&plain.weight);
+    let of_plain = difference(layer, &plain.weight);
     let ([output, plain_error], method_error) = if let Some(error) = found.squared_error {
         (quadratic_forms([layer.values, &of_plain], layer.cols(), hessian), error)
     } else {
-        let differences = [layer.values, &of_plain, &difference(&found.weight)];
+        let differences = [layer.values, &of_plain, &difference(layer, &found.weight)];
         let [output, plain, method] = quadratic_forms(differences, layer.cols(), hessian);
         ([output, plain], method)
     };

@@ -6,7 +6,8 @@
 //!
 //! What calibration saw at a layer's input improves on rounding: [`AutoRound`] learns where each weight goes, [`ClippedRounding`]
 //! narrows ranges, [`bias_correction`] restores mean outputs; [`awq_scales`] and [`smooth_scales`] find factors of input channels,
-//! which are folded into the operation before. [`Hqq`] fits scales and zero points to the weights alone.
+//! which are folded into the operation before. [`Hqq`] fits scales and zero points to the weights alone. [`KMeans`] writes codes that
+//! name the values of codebooks.
 //!
 //! Scales, zero points and codes are, to the last bit, those that the `compressed-tensors` package computes from the
 //! same numbers on the CPU when rounding to nearest: every operation is rounded to the model's own precision.
@@ -22,6 +23,7 @@ pub(crate) mod factor;
 mod gptq;
 mod histogram;
 mod hqq;
+mod kmeans;
 mod observer;
 mod round;
 mod smooth;
@@ -37,6 +39,7 @@ pub use cast::{FloatCast, Overflow};
 pub use gptq::Gptq;
 pub use histogram::Histogram;
 pub use hqq::{Hqq, HqqOptions, hqq_zero_point};
+pub use kmeans::{Importance, KMeans};
 pub use observer::{Observer, Range};
 pub use round::{CodeType, RoundToNearest};
 pub use smooth::{SmoothScales, Smoothing, smooth_scales};

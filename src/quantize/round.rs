@@ -177,6 +177,7 @@ impl Method for RoundToNearest {
         let scales = match before {
             Coding::Float(precision) => precision,
             Coding::F8E4M3 { scales, .. } | Coding::Int { scales, .. } => scales,
+            Coding::Codebook { values, .. } => values,
         };
         let granularity = self.granularity;
         match self.codes {

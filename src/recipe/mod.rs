@@ -43,6 +43,10 @@
 //!   With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
 //!   own scale, or `static`, with one scale that calibration finds by an `activation_observer` (as `observer`, with
 //!   `activation_percentile`); `activation_symmetric` is whether they have no zero points, as by default.
+//!   Type `codebook` has `bits` from 1 to 8, a `strategy` as above, an `importance`, `equal` (the default) or `inputs`, which needs
+//!   calibration, and a `start`: `optimal` (the default), `linear`, `density` or `random` with a `seed`.
+//! * `entropy = true`, beside `format`, writes every tensor without the redundancy of its codes and positions where that is
+//!   smaller; only tersor reads such files. It can stand without any step.
 //! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
 //!   `smooth=search` or `awq`.
 //! * `bias_correction = true`, beside `format`, lets biases make up for what quantization does to the mean of their layers' output.
@@ -94,6 +98,7 @@ pub struct Recipe {
     /// Conventional exceptions, which need not match anything, of the steps that spare them.
     usual_ignore: Vec<Pattern>,
     format: Option<OutputFormat>,
+    entropy: bool,
     transforms: Vec<Transform>,
     corrects_biases: bool,
 }
@@ -132,11 +137,24 @@ impl Recipe {
     }
 
     /// Chooses the output format. Without a choice, a source whose `config.json` names its `architectures` is written as
-    /// [`OutputFormat::CompressedTensors`], any other as [`OutputFormat::Tersor`].
+    /// [`OutputFormat::CompressedTensors`] unless there are codebooks or entropy-coded tensors, any other as
+    /// [`OutputFormat::Tersor`].
     #[must_use]
     pub fn format(mut self, format: OutputFormat) -> Self {
         self.format = Some(format);
         self
+    }
+
+    /// Chooses whether, as a last step that loses nothing, codes, positions and floats are written in as few bits as their
+    /// frequencies allow. Only tersor reads such files; a tensor that would not become smaller is written as it is.
+    #[must_use]
+    pub fn entropy(self, entropy: bool) -> Self {
+        Self { entropy, ..self }
+    }
+
+    /// Whether the output is entropy coded.
+    pub fn is_entropy_coded(&self) -> bool {
+        self.entropy
     }
 
     /// Appends a transform of the whole model, made before the steps.

@@ -6,8 +6,8 @@ use super::{
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::prune::{Allocation, Sparsity, SparsityPattern};
-use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
-use crate::weight::{Bits, Granularity, NofM};
+use crate::quantize::{CodeType, FloatCast, Importance, KMeans, Observer, Overflow};
+use crate::weight::{Bits, CodebookBits, Granularity, NofM};
 
 /// Group size of integer presets of fewer than 8 bits, as in `compressed-tensors`' own W4A16.
 const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
@@ -16,7 +16,7 @@ const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 const USUAL_IGNORE: [&str; 5] = ["*lm_head", "*embed_out", "*.gate", "*.shared_expert_gate", "*.router"];
 
 /// Presets by name, and what they do.
-const PRESETS: [(&str, &str); 15] = [
+const PRESETS: [(&str, &str); 16] = [
     ("fp16", "every float tensor to f16"),
     ("bf16", "every float tensor to bf16"),
     ("fp8", "e4m3 codes, one scale a channel"),
@@ -29,12 +29,14 @@ const PRESETS: [(&str, &str); 15] = [
     ("int4", "4-bit integers, groups of 128"),
     ("int3", "3-bit integers, groups of 128"),
     ("int2", "2-bit integers, groups of 128"),
+    ("codebook4", "4-bit codes, one codebook a channel, by k-means; also codebook1 to codebook8"),
     ("N:M", "keep the N largest of every M neighbours, such as 2:4"),
     ("S%", "drop the smallest S percent of each layer, such as 50%"),
     ("S%-global", "drop the smallest S percent of all layers together"),
 ];
 
-/// The presets: name and what each does. Integer presets also exist with `-asym` for zero points.
+/// The presets: name and what each does. Integer presets also exist with `-asym` for zero points, codebook presets with
+/// `-weighted` for centroids weighted by the layer's inputs, from calibration.
 pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
     PRESETS.into_iter()
 }
@@ -42,7 +44,7 @@ pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// What adjusts a preset.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PresetOptions {
-    /// Columns that share a scale, for integer codes.
+    /// Columns that share a scale or codebook.
     pub group_size: Option<NonZeroUsize>,
     /// What happens to values beyond the largest f16 or bf16.
     pub overflow: Overflow,
@@ -78,6 +80,7 @@ impl Recipe {
     pub fn preset(names: &str, options: PresetOptions) -> Result<Self, RecipeError> {
         let mut recipe = Self { format: options.format, ..Self::default() };
         let (mut prunes, mut quantizes, mut grouped, mut converts) = (0, 0, false, false);
+        let mut has_books = false;
         for name in names.split('+').map(str::trim) {
             let (step, all) = if let Some(prune) = pruning(name, options)? {
                 prunes += 1;
@@ -98,6 +101,11 @@ impl Recipe {
                 grouped = true;
                 let step = options.rounding.step(name, codes, granularity, Observer::MinMax)?;
                 (if let Some(inputs) = inputs { step.inputs(inputs) } else { step }, false)
+            } else if let Some(kmeans) = codebook(name) {
+                quantizes += 1;
+                has_books = true;
+                let granularity = options.group_size.map_or(Granularity::Channel, Granularity::Group);
+                (Step::quantize(kmeans.granularity(granularity)), false)
             } else {
                 return Err(RecipeError::unknown_name("preset", name, &PRESETS.map(|(name, _)| name)));
             };
@@ -113,7 +121,7 @@ impl Recipe {
             // written in either order, pruning comes first
             recipe.steps.sort_by_key(|s| !matches!(s.action(), super::Action::Prune(_)));
         }
-        if options.group_size.is_some() && !grouped {
+        if options.group_size.is_some() && !grouped && !has_books {
             let reason = "a group size needs a preset with scales, such as int4";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
         }
@@ -159,6 +167,14 @@ fn inputs(name: &str) -> Option<(CodeType, Option<InputQuantization>)> {
         _ => return None,
     };
     Some((CodeType::Int { bits: Bits::new(8)?, symmetric: true }, Some(inputs)))
+}
+
+/// Presets that make codebooks.
+fn codebook(name: &str) -> Option<KMeans> {
+    let digits = name.strip_prefix("codebook")?;
+    let (digits, importance) =
+        digits.strip_suffix("-weighted").map_or((digits, Importance::Equal), |d| (d, Importance::Inputs));
+    Some(KMeans::new(CodebookBits::new(digits.parse().ok()?)?).importance(importance))
 }
 
 fn pruning(name: &str, options: PresetOptions) -> Result<Option<Prune>, RecipeError> {

@@ -11,9 +11,10 @@ use super::{
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
+use crate::kernels::kmeans::Start;
 use crate::prune::{Allocation, Axis, Magnitude, Sparsity, SparsityPattern, Structured};
-use crate::quantize::{CodeType, FloatCast, Observer, Overflow};
-use crate::weight::{Bits, Granularity, LayoutKind};
+use crate::quantize::{CodeType, FloatCast, Importance, KMeans, Observer, Overflow};
+use crate::weight::{Bits, CodebookBits, Granularity, LayoutKind};
 
 impl Recipe {
     /// Reads a recipe written in TOML.
@@ -43,11 +44,12 @@ impl Recipe {
             reason: e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
         })?;
         let root = Fields { place: "the recipe".into(), table: &table };
-        root.only(&["format", "ignore", "transforms", "bias_correction", "step"])?;
+        root.only(&["format", "entropy", "ignore", "transforms", "bias_correction", "step"])?;
         let mut recipe = Self::new().correct_biases(root.boolean("bias_correction")?.unwrap_or(false));
         if let Some(name) = root.string("format")? {
             recipe = recipe.format(OutputFormat::from_name(name)?);
         }
+        recipe = recipe.entropy(root.boolean("entropy")?.unwrap_or(false));
         for pattern in root.strings("ignore")?.unwrap_or_default() {
             recipe = recipe.ignore(pattern)?;
         }
@@ -59,7 +61,7 @@ impl Recipe {
             Some(_) => return Err(RecipeError::value("step", "steps are written as [[step]] tables")),
             None => &[],
         };
-        if steps.is_empty() {
+        if steps.is_empty() && !recipe.is_entropy_coded() {
             return Err(RecipeError::value("step", "the recipe has no [[step]]"));
         }
         for (i, value) in steps.iter().enumerate() {
@@ -210,8 +212,11 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         "activation_observer",
         "activation_percentile",
     ];
-    fields.only(&CODES)?;
     let kind = fields.string("type")?.unwrap_or("int");
+    if kind == "codebook" {
+        return read_codebook(fields);
+    }
+    fields.only(&CODES)?;
     let precision = match kind {
         "f16" => Some(Precision::F16),
         "bf16" => Some(Precision::Bf16),
@@ -237,7 +242,10 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
             fields.only(&["type", "strategy", "group_size", "block", "observer", "percentile"])?;
             CodeType::F8E4M3
         }
-        name => return Err(RecipeError::unknown_name("type", name, &["int", "f8_e4m3", "f16", "bf16"])),
+        name => {
+            let valid = ["int", "f8_e4m3", "codebook", "f16", "bf16"];
+            return Err(RecipeError::unknown_name("type", name, &valid));
+        }
     };
     if fields.table.contains_key("overflow") {
         return Err(RecipeError::value(fields.key("overflow"), "belongs to types f16 and bf16"));
@@ -248,6 +256,39 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         Some(inputs) => step.inputs(inputs),
         None => step,
     })
+}
+
+fn read_codebook(fields: &Fields<'_>) -> Result<Step, RecipeError> {
+    fields.only(&["type", "bits", "strategy", "group_size", "block", "start", "seed", "importance"])?;
+    let bits = fields.required("bits", fields.integer("bits")?)?;
+    let bits = u8::try_from(bits).ok().and_then(CodebookBits::new);
+    let bits = bits.ok_or_else(|| RecipeError::value(fields.key("bits"), "must be 1 to 8"))?;
+    let seed = fields.integer("seed")?;
+    let start = match fields.string("start")? {
+        Some("random") => {
+            let seed = u64::try_from(seed.unwrap_or(0));
+            Start::Random {
+                seed: seed.map_err(|_| RecipeError::value(fields.key("seed"), "must not be negative"))?,
+            }
+        }
+        _ if seed.is_some() => {
+            return Err(RecipeError::value(fields.key("seed"), "belongs to start = \"random\""));
+        }
+        None | Some("optimal") => Start::Optimal,
+        Some("linear") => Start::Linear,
+        Some("density") => Start::Density,
+        Some(name) => {
+            let valid = ["optimal", "linear", "density", "random"];
+            return Err(RecipeError::unknown_name("start", name, &valid));
+        }
+    };
+    let importance = match fields.string("importance")? {
+        None | Some("equal") => Importance::Equal,
+        Some("inputs") => Importance::Inputs,
+        Some(name) => return Err(RecipeError::unknown_name("importance", name, &["equal", "inputs"])),
+    };
+    let kmeans = KMeans::new(bits).granularity(read_granularity(fields)?);
+    Ok(Step::quantize(kmeans.start(start).importance(importance)))
 }
 
 fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {

@@ -106,8 +106,8 @@ pub(super) fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
     let weights = checkpoint.entries().iter().filter(|e| is_weight(e.class));
     weights
         .map(|e| match &e.stored {
-            Stored::Compressed(form) => form.bytes().total(),
-            Stored::Plain(_) => e.bytes,
+            Stored::Compressed(form) if !e.is_entropy_coded() => form.bytes().total(),
+            _ => e.bytes,
         })
         .sum()
 }

@@ -2,7 +2,7 @@ use super::number::percent;
 use super::{Align, Table};
 use crate::checkpoint::Entry;
 use crate::layer::Outcome;
-use crate::pipeline::{LayerReport, Plan, Verification};
+use crate::pipeline::{EntropyReport, LayerReport, Plan, Verification};
 
 const LEFT: Align = Align::Left;
 const RIGHT: Align = Align::Right;
@@ -37,7 +37,7 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
         ("from", LEFT),
         ("to", LEFT),
         ("bytes", RIGHT),
-        ("bytes out", RIGHT),
+        (if plan.is_entropy_coded() { "bytes out, at most" } else { "bytes out" }, RIGHT),
         ("methods", LEFT),
         ("why", LEFT),
     ]);
@@ -57,7 +57,8 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
     table
 }
 
-/// What compression did to every layer; of calibrated ones also what it did to the layer's output.
+/// What compression did to every layer; of calibrated ones also what it did to the layer's output, of entropy-coded ones the
+/// bits that a weight takes, and Shannon's bound of them.
 pub fn layers_table(layers: &[LayerReport]) -> Table {
     let mut columns = vec![
         ("tensor", LEFT),
@@ -74,6 +75,10 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
     let calibrated = layers.iter().any(|layer| !layer.outcomes.is_empty());
     if calibrated {
         columns.extend([("output error", RIGHT), ("plain", RIGHT), ("damping", RIGHT), ("notes", LEFT)]);
+    }
+    let coded = layers.iter().any(|layer| layer.entropy.is_some());
+    if coded {
+        columns.extend([("plain bytes", RIGHT), ("bits/weight", RIGHT), ("bound", RIGHT), ("entropy", LEFT)]);
     }
     let mut table = Table::new(columns);
     for layer in layers {
@@ -99,6 +104,17 @@ pub fn layers_table(layers: &[LayerReport]) -> Table {
                 text(&|outcome| format!("{:.2e}", outcome.plain_error)),
                 text(&|outcome| format!("{}", outcome.damping)),
                 Outcome::words_of(&layer.outcomes).into(),
+            ]);
+        }
+        if coded {
+            let text = |text: &dyn Fn(&EntropyReport) -> String| {
+                layer.entropy.as_ref().map_or(String::new(), text).into()
+            };
+            row.extend([
+                text(&|report| report.plain_bytes.to_string()),
+                text(&|report| format!("{:.4}", report.bits_per_weight)),
+                text(&|report| format!("{:.4}", report.bound_bits_per_weight)),
+                text(&|report| if report.coded { "coded" } else { "no smaller, stored plain" }.to_owned()),
             ]);
         }
         table.row(row);

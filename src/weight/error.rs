@@ -69,6 +69,32 @@ pub enum WeightError {
         /// Largest code.
         high: i32,
     },
+    /// A code that its codebook has no value for.
+    #[error("code {value} at index {index} is beyond the {entries} values of a codebook")]
+    CodebookIndex {
+        /// Its index, row-major.
+        index: usize,
+        /// Its value.
+        value: u8,
+        /// Values of a codebook.
+        entries: usize,
+    },
+    /// A codebook's value is NaN or infinite.
+    #[error("codebook value {value} at index {index}")]
+    CodebookValue {
+        /// Its index over all codebooks.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Codebooks were asked of, or given to, a weight that has none, or others.
+    #[error("a weight of {form} does not take {what}")]
+    Codebooks {
+        /// The weight's form.
+        form: String,
+        /// What was given.
+        what: String,
+    },
     /// An e4m3 code of NaN.
     #[error("the e4m3 code at index {index} is NaN")]
     NanCode {

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use rayon::prelude::*;
 
-use super::{InputForm, WeightError};
+use super::{CodebookBits, InputForm, WeightError};
 use crate::dtype::Precision;
 use crate::kernels::pack::words_for;
 
@@ -235,14 +235,25 @@ pub enum Coding {
         /// Precision of the scales.
         scales: Precision,
     },
+    /// Codes that name values of a codebook.
+    Codebook {
+        /// Bits of a code.
+        bits: CodebookBits,
+        /// Which weights share a codebook.
+        granularity: Granularity,
+        /// Precision of the codebook's values.
+        values: Precision,
+    },
 }
 
 impl Coding {
-    /// The granularity of the scales, `None` for plain floats.
+    /// The granularity of the scales or codebooks, `None` for plain floats.
     pub fn granularity(self) -> Option<Granularity> {
         match self {
             Self::Float(_) => None,
-            Self::F8E4M3 { granularity, .. } | Self::Int { granularity, .. } => Some(granularity),
+            Self::F8E4M3 { granularity, .. }
+            | Self::Int { granularity, .. }
+            | Self::Codebook { granularity, .. } => Some(granularity),
         }
     }
 }
@@ -257,6 +268,7 @@ impl fmt::Display for Coding {
             Self::Int { bits, symmetric, granularity, .. } => {
                 write!(f, "int{}{}, {granularity}", bits.get(), if *symmetric { "" } else { " asym" })
             }
+            Self::Codebook { bits, granularity, .. } => write!(f, "codebook{}, {granularity}", bits.get()),
         }
     }
 }
@@ -318,7 +330,9 @@ impl Form {
     /// # Errors
     /// When it is, and the weight is not of integers.
     pub fn with_input(self, input: Option<InputForm>) -> Result<Self, WeightError> {
-        if let (Some(input), Coding::Float(_) | Coding::F8E4M3 { .. }) = (input, self.coding) {
+        if let Some(input) = input
+            && !matches!(self.coding, Coding::Int { .. })
+        {
             let reason = format!("{input} needs integer codes, and this weight holds {self}");
             return Err(WeightError::Unsupported { reason });
         }
@@ -367,7 +381,7 @@ impl Form {
         self.kept
     }
 
-    /// The tiling of the scales, `None` for plain floats.
+    /// The tiling of the scales or codebooks, `None` for plain floats.
     pub fn grid(&self) -> Option<ScaleGrid> {
         Some(self.coding.granularity()?.grid(self.rows(), self.cols()))
     }
@@ -386,15 +400,18 @@ impl Form {
         let positions = self.layout.position_bytes(rows, cols, self.kept);
         let grid = self.grid();
         let scale_count = grid.map_or(0, |g| g.len());
+        let packed = |bits: u8| match self.layout {
+            LayoutKind::Dense => rows * 4 * words_for(cols, bits),
+            _ => 4 * words_for(self.kept, bits),
+        };
         let (values, mut scales, mut zero_points) = match self.coding {
             Coding::Float(precision) => (self.kept * precision.size(), 0, 0),
             Coding::F8E4M3 { scales, .. } => (self.kept, scale_count * scales.size(), 0),
+            Coding::Codebook { bits, values, .. } => {
+                (packed(bits.get()), scale_count * bits.entries() * values.size(), 0)
+            }
             Coding::Int { bits, symmetric, granularity, scales } => {
-                let values = match self.layout {
-                    LayoutKind::Dense if self.is_bytes() => self.kept,
-                    LayoutKind::Dense => rows * 4 * words_for(cols, bits.get()),
-                    _ => 4 * words_for(self.kept, bits.get()),
-                };
+                let values = if self.is_bytes() { self.kept } else { packed(bits.get()) };
                 let zero_points = match (symmetric, granularity, grid) {
                     (true, _, _) | (_, _, None) => 0,
                     (_, Granularity::Channel | Granularity::Group(_), Some(grid)) if !self.is_bytes() => {
@@ -436,7 +453,7 @@ pub struct WeightBytes {
     pub values: u64,
     /// Bitmask, group positions, or row offsets and columns.
     pub positions: u64,
-    /// Scales, that of the layer's input included.
+    /// Scales, that of the layer's input included, or codebooks.
     pub scales: u64,
     /// Zero points, that of the layer's input included.
     pub zero_points: u64,

@@ -4,6 +4,7 @@
 //! matrix `[rows, cols]` = `[out_features, in_features]`; a convolution `[out, in, kh, kw]` is
 //! `[out, in·kh·kw]`.
 
+mod codebook;
 mod error;
 mod form;
 mod input;
@@ -19,6 +20,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
+pub use codebook::{CodebookBits, Codebooks};
 pub use error::WeightError;
 pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
 pub use input::{InputForm, InputScales, QuantizedInput};
@@ -50,6 +52,8 @@ pub enum DenseValues<'a> {
     F8E4M3(&'a [u8], &'a Scales),
     /// Signed integer codes and their scales.
     Int(Bits, &'a [i8], &'a Scales),
+    /// Codes that name values of codebooks.
+    Codebook(&'a [u8], &'a Codebooks),
 }
 
 /// A weight as it is stored: shape, layout and coded values.
@@ -99,7 +103,7 @@ impl CompressedWeight {
         }
         let count = match values {
             DenseValues::Float(_, v) => v.len(),
-            DenseValues::F8E4M3(v, _) => v.len(),
+            DenseValues::F8E4M3(v, _) | DenseValues::Codebook(v, _) => v.len(),
             DenseValues::Int(_, v, _) => v.len(),
         };
         WeightError::check_len("values", rows * cols, count)?;
@@ -111,6 +115,7 @@ impl CompressedWeight {
                 }
             }
             DenseValues::Int(bits, codes, _) => bits.check("code", codes)?,
+            DenseValues::Codebook(codes, books) => books.bits.check(codes)?,
         }
         let all;
         let mask = match mask {
@@ -146,6 +151,10 @@ impl CompressedWeight {
                     scales: scales.clone(),
                 }
             }
+            DenseValues::Codebook(v, books) => Values::Codebook {
+                codes: PackedCodes::from_codes(books.bits.get(), &pick(v, cols, bits, copy)),
+                books: books.clone(),
+            },
         };
         Self::from_parts(shape, laid_out, values)
     }
@@ -180,6 +189,11 @@ impl CompressedWeight {
                 let expected = form.bytes().values as usize / 4;
                 WeightError::check_len("words of codes", expected, codes.words().len())?;
                 scales.check(rows, cols)?;
+            }
+            Values::Codebook { codes, books } => {
+                let expected = form.bytes().values as usize / 4;
+                WeightError::check_len("words of codes", expected, codes.words().len())?;
+                books.check(rows, cols)?;
             }
         }
         Ok(Self { form, layout, values, input: None })
@@ -230,6 +244,56 @@ impl CompressedWeight {
             Values::F8 { scales, .. } | Values::Int { scales, .. } => Some(scales),
             _ => None,
         }
+    }
+
+    /// The codebooks, `None` for every other coding.
+    pub fn codebooks(&self) -> Option<&Codebooks> {
+        match &self.values {
+            Values::Codebook { books, .. } => Some(books),
+            _ => None,
+        }
+    }
+
+    /// The same codes under other codebooks, such as fine-tuned ones.
+    ///
+    /// # Errors
+    /// When the weight has no codebooks, or those have other bits or another granularity.
+    pub fn with_codebooks(self, books: Codebooks) -> Result<Self, WeightError> {
+        match self.values {
+            Values::Codebook { codes, books: old }
+                if (old.bits, old.granularity) == (books.bits, books.granularity) =>
+            {
+                Self::from_parts(self.form.shape(), self.layout, Values::Codebook { codes, books })
+            }
+            _ => Err(WeightError::Codebooks {
+                form: self.form.to_string(),
+                what: format!("codebooks of {} bits, {}", books.bits.get(), books.granularity),
+            }),
+        }
+    }
+
+    /// The code of every position, `None` unless the coding is a codebook.
+    ///
+    /// # Shapes
+    /// `[rows, cols]`; pruned positions of a sparse layout hold 0, and [`mask`](Self::mask) tells them apart.
+    pub fn codebook_codes(&self) -> Option<Vec<u8>> {
+        let Values::Codebook { codes, .. } = &self.values else { return None };
+        let (rows, cols) = (self.rows(), self.cols());
+        let mut all = vec![0u8; rows * cols];
+        let (mut columns, mut kept) = (Vec::new(), Vec::new());
+        for (row, out) in all.chunks_exact_mut(cols.max(1)).enumerate() {
+            if matches!(self.layout, Layout::Dense) {
+                codes.unpack(row, 0, out);
+            } else {
+                let start = self.layout.columns_of(row, cols, &mut columns);
+                kept.resize(columns.len(), 0);
+                codes.unpack(0, start, &mut kept);
+                for (col, code) in columns.iter().zip(&kept) {
+                    out[*col as usize] = *code;
+                }
+            }
+        }
+        Some(all)
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -352,6 +416,12 @@ fn dense(rows: usize, cols: usize, values: DenseValues<'_>) -> Values {
                 }
             });
             Values::Int { bits, codes, scales: scales.clone() }
+        }
+        DenseValues::Codebook(v, books) => {
+            let codes = PackedCodes::from_rows(books.bits.get(), rows, cols, |row, out| {
+                out.copy_from_slice(&v[row * cols..][..out.len()]);
+            });
+            Values::Codebook { codes, books: books.clone() }
         }
     }
 }

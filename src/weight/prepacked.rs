@@ -5,6 +5,8 @@ use super::layout::Layout;
 use super::packed::PackedCodes;
 use super::values::{Scales, Values};
 use super::{CompressedWeight, WeightError, matrix_shape};
+use crate::dtype::Precision;
+use crate::kernels::convert;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
 use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
@@ -240,7 +242,9 @@ fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
 /// `with_code_sums` says whether activations will have zero points.
 fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
     let (rows, cols) = (weight.rows(), weight.cols());
-    let grid = weight.form().grid();
+    // values of codebooks are arranged as the floats that they are
+    let is_scaled = weight.scales().is_some();
+    let grid = weight.form().grid().filter(|_| is_scaled);
     let columns = Columns::new(cols, grid.map_or(cols, |grid| grid.block_cols));
     let floats =
         |storage, row: &(dyn Fn(usize, &mut [u8]) + Sync)| panels::pack_floats(rows, columns, storage, row);
@@ -263,6 +267,21 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
         Values::F8 { codes, .. } => {
             let row = |row, out: &mut [u8]| out.copy_from_slice(&codes[span(row)]);
             (Storage::F8, floats(Storage::F8, &row))
+        }
+        Values::Codebook { books, .. } => {
+            let (precision, storage) = match books.precision() {
+                Precision::F32 => (Precision::F32, Storage::F32),
+                Precision::F16 => (Precision::F16, Storage::F16),
+                Precision::Bf16 => (Precision::Bf16, Storage::Bf16),
+            };
+            let row = |row: usize, out: &mut [u8]| {
+                let mut values = vec![0.0; cols];
+                weight.decode_rows(row..row + 1, &mut values);
+                let mut bytes = Vec::with_capacity(out.len());
+                convert::narrow(precision, &values, &mut bytes);
+                out.copy_from_slice(&bytes);
+            };
+            (storage, floats(storage, &row))
         }
         Values::Int { bits, codes, scales } => {
             let offset = 1u8 << (bits.get() - 1);

@@ -1,8 +1,8 @@
 use half::{bf16, f16};
 
-use super::WeightError;
 use super::form::{Bits, Coding, Granularity, ScaleGrid};
 use super::packed::PackedCodes;
+use super::{Codebooks, WeightError};
 use crate::dtype::Precision;
 use crate::kernels::{convert, mask, quantize};
 
@@ -14,6 +14,7 @@ pub(crate) enum Values {
     Bf16(Vec<bf16>),
     F8 { codes: Vec<u8>, scales: Scales },
     Int { bits: Bits, codes: PackedCodes, scales: Scales },
+    Codebook { codes: PackedCodes, books: Codebooks },
 }
 
 /// Scales and zero points, row-major over the granularity's tiles.
@@ -101,6 +102,9 @@ impl Values {
                 granularity: scales.granularity,
                 scales: scales.precision,
             },
+            Self::Codebook { books, .. } => {
+                Coding::Codebook { bits: books.bits, granularity: books.granularity, values: books.precision }
+            }
         }
     }
 
@@ -184,6 +188,16 @@ impl Values {
                     );
                 });
             }
+            (Self::Codebook { codes, books }, Some(grid)) => {
+                scratch.codes.resize(cols, 0);
+                codes.unpack(row, 0, &mut scratch.codes);
+                for_each_run(grid, row, cols, |tile, run| {
+                    let book = books.of_tile(tile);
+                    for (out, code) in out[run.clone()].iter_mut().zip(&scratch.codes[run]) {
+                        *out = book[usize::from(*code)];
+                    }
+                });
+            }
             (_, None) => unreachable!("a scaled coding always has a grid"),
         }
     }
@@ -215,6 +229,13 @@ impl Values {
                 scatter(columns, &scratch.signed, out, |col, code| {
                     let (scale, zero_point) = scales.at(grid.index(row, col));
                     scales.precision.round((i32::from(*code) - i32::from(zero_point)) as f32 * scale)
+                });
+            }
+            (Self::Codebook { codes, books }, Some(grid)) => {
+                scratch.codes.resize(columns.len(), 0);
+                codes.unpack(0, start, &mut scratch.codes);
+                scatter(columns, &scratch.codes, out, |col, code| {
+                    books.of_tile(grid.index(row, col))[usize::from(*code)]
                 });
             }
             (_, None) => unreachable!("a scaled coding always has a grid"),

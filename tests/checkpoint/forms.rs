@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tersor::{
-    Bits, CheckpointError, Coding, CompressedWeight, DType, DenseValues, Form, Granularity, LayoutKind, Mask,
-    NofM, Precision, Scales, Stored, StoredTensor, stored_tensors,
+    Bits, CheckpointError, CodebookBits, Codebooks, Coding, CompressedWeight, DType, DenseValues, Form,
+    Granularity, LayoutKind, Mask, NofM, Precision, Scales, Stored, StoredTensor, coded_tensor,
+    stored_tensors,
 };
 
 use crate::common::{File, f32s, i64s, read_all, safetensors, stored};
@@ -25,6 +26,16 @@ impl Draft {
         let forms: serde_json::Map<String, Value> =
             weights.iter().map(|(name, weight)| ((*name).to_owned(), describe(weight.form()))).collect();
         Self { tensors, document: json!({"version": 1, "weights": forms}) }
+    }
+
+    /// The same, each weight in one entropy-coded tensor.
+    pub(crate) fn coded(weights: &[(&str, &CompressedWeight)]) -> Self {
+        let mut draft = Self::of(weights);
+        draft.tensors = weights.iter().map(|(name, weight)| coded_tensor(name, weight)).collect();
+        for (name, _) in weights {
+            draft.document["weights"][name]["entropy"] = "rans".into();
+        }
+        draft
     }
 
     fn part(&mut self, suffix: &str) -> &mut StoredTensor {
@@ -74,8 +85,7 @@ fn describe(form: &Form) -> Value {
         Precision::F16 => "F16",
         Precision::Bf16 => "BF16",
     };
-    let scaled = |mut coding: Value, granularity, scales| {
-        coding["scale_dtype"] = precision(scales).into();
+    let tiled = |mut coding: Value, granularity| {
         coding["strategy"] = match granularity {
             Granularity::Tensor => "tensor",
             Granularity::Channel => "channel",
@@ -91,11 +101,18 @@ fn describe(form: &Form) -> Value {
         .into();
         coding
     };
+    let scaled = |mut coding: Value, granularity, scales| {
+        coding["scale_dtype"] = precision(scales).into();
+        tiled(coding, granularity)
+    };
     let coding = match form.coding() {
         Coding::Float(p) => json!({"type": "float", "dtype": precision(p)}),
         Coding::F8E4M3 { granularity, scales } => scaled(json!({"type": "f8_e4m3"}), granularity, scales),
         Coding::Int { bits, symmetric, granularity, scales } => {
             scaled(json!({"type": "int", "bits": bits.get(), "symmetric": symmetric}), granularity, scales)
+        }
+        Coding::Codebook { bits, granularity, values } => {
+            tiled(json!({"type": "codebook", "bits": bits.get(), "dtype": precision(values)}), granularity)
         }
     };
     let layout = match form.layout() {
@@ -158,6 +175,17 @@ fn f8_weight(layout: LayoutKind, granularity: Granularity, p: Precision) -> Comp
     CompressedWeight::encode(&[rows, cols], layout, mask_of(layout, rows, cols).as_ref(), values).unwrap()
 }
 
+fn codebook_weight(layout: LayoutKind, bits: u8, granularity: Granularity, p: Precision) -> CompressedWeight {
+    let (rows, cols) = (5, 12);
+    let bits = CodebookBits::new(bits).unwrap();
+    let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % bits.entries()) as u8).collect();
+    let count = granularity.grid(rows, cols).len() * bits.entries();
+    let values = (0..count).map(|i| (i % 37) as f32 / 8.0 - 2.0).collect();
+    let books = Codebooks::new(bits, granularity, p, values).unwrap();
+    let values = DenseValues::Codebook(&codes, &books);
+    CompressedWeight::encode(&[rows, cols], layout, mask_of(layout, rows, cols).as_ref(), values).unwrap()
+}
+
 fn float_weight(layout: LayoutKind, p: Precision) -> CompressedWeight {
     let (rows, cols) = (5, 12);
     let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 / 8.0 - 3.0).collect();
@@ -190,6 +218,7 @@ pub(crate) fn every_form() -> Vec<CompressedWeight> {
         weights.extend(PRECISIONS.map(|p| float_weight(layout, p)));
         for (granularity, p) in granularities().into_iter().zip(PRECISIONS.into_iter().cycle()) {
             weights.push(f8_weight(layout, granularity, p));
+            weights.extend([1, 4, 5].map(|bits| codebook_weight(layout, bits, granularity, p)));
             for bits in 2..=8 {
                 weights.push(int_weight(layout, bits, true, granularity, p));
                 weights.push(int_weight(layout, bits, false, granularity, p));
@@ -233,7 +262,7 @@ fn two_of_four() -> Draft {
 #[test]
 fn every_layout_and_coding_reads_back_equal() {
     let weights = every_form();
-    assert_eq!(weights.len(), 4 * (3 + 5 * 15));
+    assert_eq!(weights.len(), 4 * (3 + 5 * 18));
     for weight in &weights {
         let file = draft(weight).file();
         let checkpoint = file.open().unwrap();
@@ -350,8 +379,8 @@ fn an_unknown_layout_is_refused() {
 
 #[test]
 fn an_unknown_coding_is_refused() {
-    let file = dense_int().with("coding.type", "codebook".into()).file();
-    refused!(file.open(), Tensor, file.path, ["`fc.weight`", "unknown variant `codebook`"]);
+    let file = dense_int().with("coding.type", "vectors".into()).file();
+    refused!(file.open(), Tensor, file.path, ["`fc.weight`", "unknown variant `vectors`"]);
     let file = dense_int().with("coding.strategy", "token".into()).file();
     refused!(file.open(), Tensor, file.path, ["`fc.weight`", "unknown variant `token`"]);
     let file = dense_int().with("coding.scale_dtype", "F64".into()).file();

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod coded;
 mod files;
 mod folders;
 mod forms;

@@ -21,8 +21,10 @@ pub(crate) fn why_not(form: &Form) -> Option<String> {
     if form.layout() != LayoutKind::Dense {
         return Some(format!("it has no {} layout", form.layout()));
     }
-    if matches!(form.coding(), Coding::Float(_)) {
-        return None;
+    match form.coding() {
+        Coding::Float(_) => return None,
+        Coding::Codebook { .. } => return Some("it has no codebooks".into()),
+        Coding::F8E4M3 { .. } | Coding::Int { .. } => {}
     }
     if form.shape().len() != 2 {
         return Some(format!("it quantizes matrices only, not shape {:?}", form.shape()));
@@ -103,7 +105,7 @@ pub(crate) fn write_config<'a>(
 /// Quantization arguments of a coding; `None` for plain floats.
 fn arguments(coding: Coding) -> Option<Value> {
     let (bits, kind, symmetric, granularity) = match coding {
-        Coding::Float(_) => return None,
+        Coding::Float(_) | Coding::Codebook { .. } => return None,
         Coding::F8E4M3 { granularity, .. } => (8, "float", true, granularity),
         Coding::Int { bits, symmetric, granularity, .. } => (bits.get(), "int", symmetric, granularity),
     };
@@ -291,7 +293,7 @@ impl Arguments {
 
     fn describes_coding(&self, coding: Coding) -> bool {
         match coding {
-            Coding::Float(_) => false,
+            Coding::Float(_) | Coding::Codebook { .. } => false,
             Coding::F8E4M3 { granularity, .. } => !self.int && self.granularity == granularity,
             Coding::Int { bits, symmetric, granularity, .. } => {
                 self.int && (self.bits, self.symmetric, self.granularity) == (bits, symmetric, granularity)

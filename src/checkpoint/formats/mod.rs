@@ -3,8 +3,11 @@
 //! What every weight looks like is written to the file's metadata ([`tersor`]) and, where `compressed-tensors` has a name
 //! for it, to `config.json` ([`compressed_tensors`]).
 
+pub(crate) mod coded;
 pub(crate) mod compressed_tensors;
 pub(crate) mod tersor;
+
+pub use coded::coded_tensor;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,13 +15,15 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use self::compressed_tensors::QuantizationConfig;
-use super::{Checkpoint, CheckpointError, TensorRef, TensorSpec};
+use self::tersor::Storage;
+use super::{Checkpoint, CheckpointError, Entry, TensorRef, TensorSpec};
 use crate::dtype::{DType, FloatType, Precision};
 use crate::kernels::view::le_bytes;
 use crate::kernels::{convert, pack};
 use crate::weight::{
-    Bits, Coding, CompressedWeight, Form, Granularity, InputForm, InputScales, Layout, LayoutKind, Mask,
-    PackedCodes, QuantizedInput, Scales, Values, WeightError, column_size, matrix_shape, stored_code,
+    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, Form, Granularity, InputForm, InputScales,
+    Layout, LayoutKind, Mask, PackedCodes, QuantizedInput, Scales, Values, WeightError, column_size,
+    matrix_shape, stored_code,
 };
 
 /// A compressed weight that was found in a file.
@@ -37,8 +42,11 @@ pub(super) fn find_forms(
     let mut found = BTreeMap::new();
     for (file, path) in checkpoint.files().enumerate() {
         let Some(metadata) = checkpoint.metadata(file) else { continue };
-        for (name, form) in tersor::read_metadata(path, metadata)? {
-            let tensors: Vec<String> = specs(&name, &form).into_iter().map(|s| s.name).collect();
+        for (name, form, storage) in tersor::read_metadata(path, metadata)? {
+            let tensors: Vec<String> = match storage {
+                Storage::Parts => specs(&name, &form).into_iter().map(|s| s.name).collect(),
+                Storage::Coded => vec![format!("{name}{}", coded::SUFFIX)],
+            };
             if let Some(missing) = tensors.iter().find(|t| !checkpoint.has_tensor(t)) {
                 let reason = format!("its form `{form}` asks for the tensor `{missing}`, which is not there");
                 return Err(CheckpointError::tensor(path, &name, reason));
@@ -63,9 +71,29 @@ pub(super) fn find_forms(
         }
     }
     for (name, weight) in &found {
-        check_shapes(checkpoint, name, &weight.form)?;
+        if is_coded(name, &weight.tensors) {
+            check_coded(checkpoint, name, &weight.form)?;
+        } else {
+            check_shapes(checkpoint, name, &weight.form)?;
+        }
     }
     Ok(found)
+}
+
+/// Whether these tensors of a compressed weight are the one that holds all of it.
+pub(super) fn is_coded(name: &str, tensors: &[String]) -> bool {
+    matches!(tensors, [tensor] if tensor.strip_suffix(coded::SUFFIX) == Some(name))
+}
+
+/// The tensor of a coded weight must be one of bytes, and not too few of them.
+fn check_coded(checkpoint: &Checkpoint, name: &str, form: &Form) -> Result<(), CheckpointError> {
+    let tensor_name = format!("{name}{}", coded::SUFFIX);
+    let tensor = checkpoint.tensor(&tensor_name)?;
+    if tensor.dtype != DType::U8 {
+        let reason = format!("holds {:?} where an entropy-coded weight is U8", tensor.dtype);
+        return Err(CheckpointError::tensor(tensor.path, &tensor_name, reason));
+    }
+    coded::check_hollow(form, tensor.bytes.len()).map_err(CheckpointError::weight(tensor.path, &tensor_name))
 }
 
 /// The parts must have the shapes that the form asks for, up to dimensions of 1. Parts of another dtype than tersor
@@ -94,6 +122,7 @@ pub(crate) fn precision_of(coding: Coding) -> Precision {
     match coding {
         Coding::Float(precision) => precision,
         Coding::F8E4M3 { scales, .. } | Coding::Int { scales, .. } => scales,
+        Coding::Codebook { values, .. } => values,
     }
 }
 
@@ -111,11 +140,11 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
         (Coding::F8E4M3 { .. }, true) => add("", DType::F8_E4M3, form.shape().to_vec()),
         (Coding::F8E4M3 { .. }, false) => add("_values", DType::F8_E4M3, vec![form.kept()]),
         (Coding::Int { .. }, true) if form.is_bytes() => add("", DType::I8, form.shape().to_vec()),
-        (Coding::Int { bits, .. }, true) => {
-            add("_packed", DType::I32, vec![rows, pack::words_for(cols, bits.get())]);
+        (Coding::Int { .. } | Coding::Codebook { .. }, true) => {
+            add("_packed", DType::I32, vec![rows, pack::words_for(cols, code_bits(form))]);
         }
-        (Coding::Int { bits, .. }, false) => {
-            add("_values", DType::I32, vec![pack::words_for(form.kept(), bits.get())]);
+        (Coding::Int { .. } | Coding::Codebook { .. }, false) => {
+            add("_values", DType::I32, vec![pack::words_for(form.kept(), code_bits(form))]);
         }
     }
     match form.layout() {
@@ -131,7 +160,9 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
             add("_columns", dtype, vec![form.kept()]);
         }
     }
-    if let (Some(grid), Some(granularity)) = (form.grid(), form.coding().granularity()) {
+    if let (Coding::Codebook { bits, values, .. }, Some(grid)) = (form.coding(), form.grid()) {
+        add("_codebook", values.dtype(), vec![grid.rows, grid.cols, bits.entries()]);
+    } else if let (Some(grid), Some(granularity)) = (form.grid(), form.coding().granularity()) {
         let shape = if granularity == Granularity::Tensor { vec![1] } else { vec![grid.rows, grid.cols] };
         add("_scale", precision_of(form.coding()).dtype(), shape.clone());
         if let Coding::Int { bits, symmetric: false, .. } = form.coding() {
@@ -157,6 +188,15 @@ pub(crate) fn specs(name: &str, form: &Form) -> Vec<TensorSpec> {
     specs
 }
 
+/// Bits of a packed code; 0 of values that are not packed.
+pub(super) fn code_bits(form: &Form) -> u8 {
+    match form.coding() {
+        Coding::Int { bits, .. } => bits.get(),
+        Coding::Codebook { bits, .. } => bits.get(),
+        Coding::Float(_) | Coding::F8E4M3 { .. } => 0,
+    }
+}
+
 /// The name of what is stored about the input of the layer that a weight belongs to.
 fn input_part(weight: &str, part: &str) -> String {
     format!("{}.input_{part}", weight.strip_suffix(".weight").unwrap_or(weight))
@@ -168,7 +208,7 @@ fn zero_points_are_packed(form: &Form, granularity: Granularity) -> bool {
 
 /// Whether the shape is stored, because no tensor has it.
 fn has_shape(form: &Form) -> bool {
-    form.layout() != LayoutKind::Dense || (matches!(form.coding(), Coding::Int { .. }) && !form.is_bytes())
+    form.layout() != LayoutKind::Dense || (code_bits(form) > 0 && !form.is_bytes())
 }
 
 /// One of the tensors that store a weight.
@@ -215,7 +255,7 @@ fn data(weight: &CompressedWeight) -> Vec<Cow<'_, [u8]>> {
         Values::Bf16(v) => le_bytes(v),
         Values::F8 { codes, .. } => codes.into(),
         Values::Int { bits, codes, .. } if form.is_bytes() => byte_codes(form, *bits, codes).into(),
-        Values::Int { codes, .. } => le_bytes(codes.words()),
+        Values::Int { codes, .. } | Values::Codebook { codes, .. } => le_bytes(codes.words()),
     }];
     match weight.layout() {
         Layout::Dense => {}
@@ -243,6 +283,11 @@ fn data(weight: &CompressedWeight) -> Vec<Cow<'_, [u8]>> {
                 zero_points.iter().map(|z| *z as u8).collect()
             });
         }
+    }
+    if let Some(books) = weight.codebooks() {
+        let mut bytes = Vec::new();
+        convert::narrow(books.precision(), books.values(), &mut bytes);
+        data.push(bytes.into());
     }
     if has_shape(form) {
         data.push(shape_bytes(form));
@@ -380,6 +425,11 @@ pub(super) fn decode(
     let [rows, cols] = [form.rows(), form.cols()];
     let dense = form.layout() == LayoutKind::Dense;
     let path = parts.path()?;
+    if checkpoint.entry(name).is_ok_and(Entry::is_entropy_coded) {
+        let tensor = format!("{name}{}", coded::SUFFIX);
+        return coded::decode_weight(form, checkpoint.tensor(&tensor)?.bytes)
+            .map_err(|reason| CheckpointError::tensor(path, &tensor, reason));
+    }
     // whoever decodes it would fail where no error can be given
     if !dense && Vec::<f32>::new().try_reserve_exact(rows * cols).is_err() {
         let reason = format!(
@@ -457,6 +507,13 @@ pub(super) fn decode(
             };
             let codes = codes.map_err(CheckpointError::weight(path, name))?;
             Values::Int { bits, codes, scales: parts.scales()? }
+        }
+        Coding::Codebook { bits, .. } => {
+            let words = parts.words(if dense { "_packed" } else { "_values" })?;
+            let [packed_rows, row_len] = if dense { [rows, cols] } else { [1, form.kept()] };
+            let codes = PackedCodes::from_words("words of codes", bits.get(), packed_rows, row_len, words);
+            let codes = codes.map_err(CheckpointError::weight(path, name))?;
+            Values::Codebook { codes, books: parts.codebooks(bits)? }
         }
     };
     let weight = CompressedWeight::from_parts(form.shape(), layout, values);
@@ -540,6 +597,24 @@ impl<'a> Parts<'a> {
         scales.map(QuantizedInput::Static).map_err(CheckpointError::weight(scale.path, &name))
     }
 
+    /// The floats of a part.
+    fn floats(&self, suffix: &str, precision: Precision) -> Result<Vec<f32>, CheckpointError> {
+        let tensor = self.get(suffix, &[precision.dtype()])?;
+        let float = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
+        let mut values = vec![0.0; tensor.bytes.len() / float.size()];
+        convert::widen(float, tensor.bytes, &mut values);
+        Ok(values)
+    }
+
+    fn codebooks(&self, bits: CodebookBits) -> Result<Codebooks, CheckpointError> {
+        let (coding, path) = (self.form.coding(), self.path()?);
+        let precision = precision_of(coding);
+        let values = self.floats("_codebook", precision)?;
+        let granularity = coding.granularity().unwrap_or(Granularity::Tensor);
+        Codebooks::new(bits, granularity, precision, values)
+            .map_err(CheckpointError::weight(path, &format!("{}_codebook", self.name)))
+    }
+
     fn scales(&self) -> Result<Scales, CheckpointError> {
         let coding = self.form.coding();
         let path = self.path()?;
@@ -548,10 +623,7 @@ impl<'a> Parts<'a> {
             return Err(CheckpointError::tensor(path, self.name, "its coding has no scales"));
         };
         let precision = precision_of(coding);
-        let tensor = self.get("_scale", &[precision.dtype()])?;
-        let float = FloatType::of(tensor.dtype).unwrap_or(FloatType::F32);
-        let mut scales = vec![0.0; tensor.bytes.len() / float.size()];
-        convert::widen(float, tensor.bytes, &mut scales);
+        let scales = self.floats("_scale", precision)?;
         let zero_points = match coding {
             Coding::Int { bits, symmetric: false, .. } => {
                 let stored = self.get("_zero_point", &[DType::I32, DType::I8])?;

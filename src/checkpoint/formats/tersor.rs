@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::super::CheckpointError;
 use super::super::header::UniqueMap;
+use super::coded::CODER;
 use crate::dtype::Precision;
-use crate::weight::{Bits, Coding, Form, Granularity, InputForm, LayoutKind, NofM};
+use crate::weight::{Bits, CodebookBits, Coding, Form, Granularity, InputForm, LayoutKind, NofM};
 
 /// The metadata's key.
 pub(crate) const KEY: &str = "tersor";
@@ -38,6 +39,18 @@ struct StoredForm {
     coding: StoredCoding,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     input: Option<StoredInput>,
+    /// The coder of one tensor that holds all parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    entropy: Option<String>,
+}
+
+/// How a weight stands in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// A tensor for each part.
+    Parts,
+    /// One entropy-coded tensor.
+    Coded,
 }
 
 /// How the layer's input is quantized.
@@ -66,6 +79,12 @@ enum StoredCoding {
         granularity: StoredGranularity,
         scale_dtype: StoredPrecision,
     },
+    Codebook {
+        bits: u8,
+        #[serde(flatten)]
+        granularity: StoredGranularity,
+        dtype: StoredPrecision,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,8 +104,13 @@ enum StoredPrecision {
 }
 
 /// The metadata's value for these weights.
-pub(crate) fn write_metadata<'a>(forms: impl Iterator<Item = (&'a str, &'a Form)>) -> String {
-    let weights = forms.map(|(name, form)| (name.to_owned(), serde_json::json!(store(form)))).collect();
+pub(crate) fn write_metadata<'a>(forms: impl Iterator<Item = (&'a str, &'a Form, Storage)>) -> String {
+    let weights = forms
+        .map(|(name, form, storage)| {
+            let entropy = (storage == Storage::Coded).then(|| CODER.to_owned());
+            (name.to_owned(), serde_json::json!(StoredForm { entropy, ..store(form) }))
+        })
+        .collect();
     serde_json::json!(Document { version: VERSION, weights }).to_string()
 }
 
@@ -94,7 +118,7 @@ pub(crate) fn write_metadata<'a>(forms: impl Iterator<Item = (&'a str, &'a Form)
 pub(super) fn read_metadata(
     path: &Path,
     metadata: &BTreeMap<String, String>,
-) -> Result<Vec<(String, Form)>, CheckpointError> {
+) -> Result<Vec<(String, Form, Storage)>, CheckpointError> {
     let Some(text) = metadata.get(KEY) else { return Ok(Vec::new()) };
     let bad = |reason: String| CheckpointError::config(path, format!("metadata `{KEY}`: {reason}"));
     let document: ReadDocument = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
@@ -108,11 +132,11 @@ pub(super) fn read_metadata(
         .0
         .into_iter()
         .map(|(name, stored)| {
-            let form = serde_json::from_value::<StoredForm>(stored)
+            let (form, storage) = serde_json::from_value::<StoredForm>(stored)
                 .map_err(|e| format!("metadata `{KEY}`: {e}"))
-                .and_then(|stored| load(&stored))
+                .and_then(|stored| Ok((load(&stored)?, storage(&stored)?)))
                 .map_err(|reason| CheckpointError::tensor(path, &name, reason))?;
-            Ok((name, form))
+            Ok((name, form, storage))
         })
         .collect()
 }
@@ -134,6 +158,7 @@ fn store(form: &Form) -> StoredForm {
         InputForm::Static { symmetric } => StoredInput { dynamic: false, symmetric },
     });
     StoredForm {
+        entropy: None,
         input,
         shape: form.shape().to_vec(),
         layout: form.layout().to_string(),
@@ -149,7 +174,20 @@ fn store(form: &Form) -> StoredForm {
                 granularity: granularity(g),
                 scale_dtype: precision(scales),
             },
+            Coding::Codebook { bits, granularity: g, values } => StoredCoding::Codebook {
+                bits: bits.get(),
+                granularity: granularity(g),
+                dtype: precision(values),
+            },
         },
+    }
+}
+
+fn storage(stored: &StoredForm) -> Result<Storage, String> {
+    match stored.entropy.as_deref() {
+        None => Ok(Storage::Parts),
+        Some(CODER) => Ok(Storage::Coded),
+        Some(other) => Err(format!("unknown entropy coder `{other}`")),
     }
 }
 
@@ -185,6 +223,11 @@ fn load(stored: &StoredForm) -> Result<Form, String> {
             symmetric: *symmetric,
             granularity: granularity(g),
             scales: precision(scale_dtype),
+        },
+        StoredCoding::Codebook { bits, granularity: g, dtype } => Coding::Codebook {
+            bits: CodebookBits::new(*bits).ok_or_else(|| format!("{bits} bits are not between 1 and 8"))?,
+            granularity: granularity(g),
+            values: precision(dtype),
         },
     };
     let input = stored.input.as_ref().map(|input| match *input {
