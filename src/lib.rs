@@ -36,19 +36,22 @@ pub use kernels::matmul::{ActivationCodes, Epilogue};
 pub use layer::{Alternative, Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 pub use model::{
     Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
-    Sampling, SentenceEncoder, Sequential, Tap,
+    Sampling, SentenceEncoder, Sequential, Tap, UnitKind,
 };
 #[cfg(feature = "text")]
 pub use model::{Tokenizer, TokenizerError};
-pub use pipeline::{BlockInputs, Calibration, PipelineError, Plan, Run, VerifyOptions, verify};
+pub use pipeline::{
+    Amount, BlockChoice, BlockInputs, Calibration, PipelineError, Plan, Run, Shrink, ShrinkPlan, Shrunk,
+    VerifyOptions, verify,
+};
 pub use prune::{
-    Allocation, Axis, CubicSchedule, Magnitude, MagnitudeThreshold, Pruning, SparseGpt, Sparsity,
-    SparsityPattern, Structured, Wanda, erdos_renyi_kernel, n_of_m_mask,
+    Allocation, Axis, Consumer, CubicSchedule, Importance, Magnitude, MagnitudeThreshold, Pruning, Repaired,
+    SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, erdos_renyi_kernel, n_of_m_mask,
 };
 pub use quantize::{
     ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,
-    Histogram, Hqq, HqqOptions, Importance, KMeans, Observer, Overflow, RoundToNearest, SmoothScales,
-    Smoothing, awq_scales, bias_correction, hqq_zero_point, smooth_scales,
+    Histogram, Hqq, HqqOptions, KMeans, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing,
+    ValueImportance, awq_scales, bias_correction, hqq_zero_point, smooth_scales,
 };
 pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};

@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use safetensors::SafeTensors;
 use tersor::kernels::kmeans::{Start, centroids, squared_error};
 use tersor::{
-    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, CpuLevel, DenseValues, Granularity, Importance,
-    KMeans, Layer, LayerStats, LayoutKind, Magnitude, Mask, Method, Needs, NofM, Precision, RoundToNearest,
-    Sparsity, stored_tensors,
+    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, CpuLevel, DenseValues, Granularity, KMeans,
+    Layer, LayerStats, LayoutKind, Magnitude, Mask, Method, Needs, NofM, Precision, RoundToNearest, Sparsity,
+    ValueImportance, stored_tensors,
 };
 
 const GOLDEN: &[u8] = include_bytes!("../fixtures/golden/codebook/codebook.safetensors");
@@ -197,7 +197,7 @@ fn what_matters_to_the_output_is_nearer() {
     });
     stats.observe(inputs.view()).unwrap();
     let layer = Layer { stats: Some(&stats), ..Layer::new(&shape, &values, Precision::F32) };
-    let weighted = KMeans::new(bits(3)).importance(Importance::Inputs).compress(&layer).unwrap();
+    let weighted = KMeans::new(bits(3)).importance(ValueImportance::Inputs).compress(&layer).unwrap();
     let plain = KMeans::new(bits(3)).compress(&layer).unwrap();
     // by definition: ‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²
     let output_error = |weight: &CompressedWeight| {
@@ -217,7 +217,7 @@ fn what_matters_to_the_output_is_nearer() {
     assert!((outcome.error() / output_error(&weighted.weight) - 1.0).abs() < 1e-3);
     assert!(output_error(&weighted.weight) < output_error(&plain.weight));
     assert!(outcome.method_error < outcome.plain_error && outcome.words().is_empty(), "{outcome:?}");
-    assert_eq!(KMeans::new(bits(3)).importance(Importance::Inputs).needs(), Needs::Hessian);
+    assert_eq!(KMeans::new(bits(3)).importance(ValueImportance::Inputs).needs(), Needs::Hessian);
     // as many values as there are weights: integers of so many bits cannot be beaten where nothing is lost
     let importance: Vec<f32> = (0..rows * cols).map(|i| if i % cols == 3 { 1e6 } else { 1.0 }).collect();
     let by_value = KMeans::new(bits(3)).compress_by(&layer, &importance).unwrap().dequantize();

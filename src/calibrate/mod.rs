@@ -16,5 +16,5 @@ pub use error::CalibrateError;
 pub(crate) use gather::{BATCH_INPUTS, BATCH_TOKENS, Group, embed, observe_block, run_block};
 pub use read::Cut;
 pub use samples::Samples;
-pub(crate) use saved::Saved;
+pub(crate) use saved::{Saved, hash_of_inputs};
 pub(crate) use store::Store;

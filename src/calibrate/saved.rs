@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{CalibrateError, Group};
+use sha2::{Digest, Sha256};
+
+use super::{CalibrateError, Group, Samples};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter, write_atomically};
 use crate::dtype::DType;
-use crate::file::read_regular;
+use crate::file::{hash_regular, read_regular};
 use crate::layer::{LayerStats, StatsParts};
 
 const STATE: &str = "statistics.json";
@@ -18,6 +20,28 @@ const STATE: &str = "statistics.json";
 #[derive(Debug)]
 pub(crate) struct Saved {
     folder: PathBuf,
+}
+
+/// A hash of everything that the inputs of a network's layers depend on: its weights, the samples, and how it was turned before.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn hash_of_inputs(
+    checkpoint: &Checkpoint,
+    samples: Option<&Samples>,
+    rotation: &str,
+) -> Result<Sha256, CalibrateError> {
+    let mut hash = Sha256::new();
+    for path in checkpoint.files() {
+        let (_, of_file) = hash_regular(path).map_err(CheckpointError::io(path, "open"))?;
+        hash.update(of_file);
+    }
+    if let Some(config) = checkpoint.config() {
+        hash.update(config.to_string());
+    }
+    let samples = samples.map(Samples::fingerprint).unwrap_or_default();
+    hash.update(format!("{samples} {rotation}"));
+    Ok(hash)
 }
 
 impl Saved {

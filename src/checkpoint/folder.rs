@@ -11,7 +11,7 @@ use super::CheckpointError;
 use super::header::{TensorEntry, UniqueMap};
 use crate::file::read_regular;
 
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 pub(super) fn read_config(path: &Path) -> Result<Option<Value>, CheckpointError> {

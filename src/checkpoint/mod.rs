@@ -25,6 +25,7 @@ pub use class::TensorClass;
 pub(crate) use companions::Companions;
 pub use error::CheckpointError;
 pub(crate) use floats::{FloatBuffer, FloatSource};
+pub(crate) use folder::INDEX;
 pub use formats::{StoredTensor, coded_tensor, stored_tensors};
 pub(crate) use mapped::MappedTensor;
 pub use masks::{load_masks, save_masks};

@@ -1,12 +1,13 @@
 use std::io::Read;
 use std::num::{NonZeroUsize, ParseFloatError};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tersor::recipe::{Criterion, Rounding, Transform, preset_names};
 use tersor::report::{Keep, Pricing};
-use tersor::{Allocation, OutputFormat, Overflow, PresetOptions, Recipe};
+use tersor::{Allocation, Amount, BlockChoice, Importance, OutputFormat, Overflow, PresetOptions, Recipe};
 
 use super::Failure;
 use super::task::{ActivationChoice, Reference, TaskArgs};
@@ -86,6 +87,8 @@ pub(super) enum Command {
     Plan(PlanArgs),
     /// Compress a checkpoint into a new folder
     Compress(CompressArgs),
+    /// Leave out neurons, heads, channels or blocks: an ordinary smaller model
+    Shrink(ShrinkArgs),
     /// Score a model
     Eval(EvalArgs),
     /// Put checkpoints side by side: size, accuracy, time, worst layer
@@ -145,6 +148,74 @@ pub(super) struct CompressArgs {
     /// The folder to write; must not exist
     #[arg(long, short, value_name = "DIR")]
     pub(super) output: PathBuf,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor shrink SmolLM2-135M --neurons 25%
+  tersor shrink SmolLM2-135M --neurons 25% --calibration tinystories.txt -o SmolLM2-115M
+  tersor shrink SmolLM2-135M --blocks 3 --by distance --heads 1 --calibration tinystories.txt -o out
+  tersor shrink fixtures/fashion-mlp --neurons 50% --importance magnitude --no-repair -o out
+
+What comes out is an ordinary model, to be compressed further with `tersor compress`.")]
+pub(super) struct ShrinkArgs {
+    /// A safetensors file, or a folder with one or several
+    pub(super) source: PathBuf,
+    /// Leave out neurons between two linear layers: a share of every layer's, such as 25%, or a number
+    #[arg(long, value_name = "AMOUNT", required_unless_present_any = ["heads", "channels", "blocks"])]
+    pub(super) neurons: Option<Amount>,
+    /// Leave out attention heads; those that share keys and values go together and count as one
+    #[arg(long, value_name = "AMOUNT")]
+    pub(super) heads: Option<Amount>,
+    /// Leave out channels of convolutions
+    #[arg(long, value_name = "AMOUNT")]
+    pub(super) channels: Option<Amount>,
+    /// Leave out whole blocks
+    #[arg(long, value_name = "AMOUNT")]
+    pub(super) blocks: Option<Amount>,
+    /// By what blocks are judged
+    #[arg(long, value_name = "NAME", default_value = "influence", requires = "blocks", long_help = names_help("By what blocks are judged:", &BlockChoice::NAMES))]
+    pub(super) by: Named<BlockChoice>,
+    /// By what neurons, heads and channels are judged
+    #[arg(long, value_name = "NAME", default_value = "wanda", long_help = names_help("By what neurons, heads and channels are judged:", &Importance::NAMES))]
+    pub(super) importance: Named<Importance>,
+    /// Do not fit the layers that took what is left out anew to what stays
+    #[arg(long)]
+    pub(super) no_repair: bool,
+    /// Round the neurons and channels that stay up to a multiple; by default, of a share, to that of the largest power of
+    /// two up to 32 that divides the number there was
+    #[arg(long, value_name = "N")]
+    pub(super) multiple: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(super) calibration: CalibrationArgs,
+    /// The folder to write; must not exist. Without it, only say what would become of every tensor
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// A choice that the library knows by its name.
+#[derive(Clone, Copy)]
+pub(super) struct Named<T>(pub(super) T);
+
+impl FromStr for Named<BlockChoice> {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        BlockChoice::from_name(name).map(Self).ok_or_else(|| unknown(&BlockChoice::NAMES))
+    }
+}
+
+impl FromStr for Named<Importance> {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Importance::from_name(name).map(Self).ok_or_else(|| unknown(&Importance::NAMES))
+    }
+}
+
+fn unknown(names: &[(&str, &str)]) -> String {
+    format!("it is one of {}", names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
 }
 
 #[derive(Args)]

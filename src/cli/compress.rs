@@ -43,7 +43,7 @@ pub(super) fn run(args: &CompressArgs, seed: u64, output: &Output) -> Result<Out
 
 impl CalibrationArgs {
     /// The samples, if some are asked for.
-    fn samples(&self, checkpoint: &Checkpoint, seed: u64) -> Result<Option<Samples>, Failure> {
+    pub(super) fn samples(&self, checkpoint: &Checkpoint, seed: u64) -> Result<Option<Samples>, Failure> {
         let Some(path) = &self.calibration else { return Ok(None) };
         let cut = Cut { samples: self.samples.get(), context: self.context.get(), seed };
         let is_decoder = Network::open(checkpoint, Execution::default())?.decoder().is_ok();
@@ -52,7 +52,7 @@ impl CalibrationArgs {
         Ok(Some(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?))
     }
 
-    fn of<'s>(&'s self, samples: &'s Samples) -> Result<Calibration<'s>, Failure> {
+    pub(super) fn of<'s>(&'s self, samples: &'s Samples) -> Result<Calibration<'s>, Failure> {
         let inputs = match self.inputs {
             Inputs::Compressed => BlockInputs::Compressed,
             Inputs::Dense => BlockInputs::Dense,

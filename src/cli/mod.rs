@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod output;
 mod plan;
+mod shrink;
 mod task;
 mod verify;
 
@@ -69,6 +70,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Command::Inspect(args) => inspect::run(args, &output),
         Command::Plan(args) => plan::run(args, &output),
         Command::Compress(args) => compress::run(args, arguments.common.seed, &output),
+        Command::Shrink(args) => shrink::run(args, arguments.common.seed, &output),
         Command::Eval(args) => eval::run(args, &output),
         Command::Compare(args) => compare::run(args, &output),
         Command::Generate(args) => generate::run(args, arguments.common.seed, &output),

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tersor::report::plan_table;
 use tersor::{Checkpoint, OutputFormat, Plan};
@@ -63,17 +65,18 @@ fn summary(plan: &Plan<'_>, memory: u64) -> String {
 
 /// What a reader might not expect of the output.
 pub(super) fn notes(plan: &Plan<'_>) -> Vec<String> {
-    only_tersor(plan).into_iter().chain(left_behind(plan)).collect()
+    only_tersor(plan).into_iter().chain(left_behind(plan.left_behind())).collect()
 }
 
 /// Most files that a note names.
 const NAMED_FILES: usize = 5;
 
 /// Weights that the output will not have.
-fn left_behind(plan: &Plan<'_>) -> Option<String> {
+pub(super) fn left_behind<'p>(paths: impl ExactSizeIterator<Item = &'p Path>) -> Option<String> {
+    let count = paths.len();
     let mut files: Vec<String> =
-        plan.left_behind().take(NAMED_FILES).map(|path| format!("`{}`", path.display())).collect();
-    match plan.left_behind().len() {
+        paths.take(NAMED_FILES).map(|path| format!("`{}`", path.display())).collect();
+    match count {
         0 => return None,
         n if n > NAMED_FILES => files.push(format!("{} others", n - NAMED_FILES)),
         _ => {}

@@ -13,6 +13,7 @@ mod linear;
 mod network;
 pub(crate) mod overlay;
 mod sequential;
+pub(crate) mod structure;
 mod tap;
 #[cfg(feature = "text")]
 mod tokenizer;
@@ -21,6 +22,7 @@ mod transformer;
 pub use error::ModelError;
 pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
 pub use sequential::{LayerConfig, Sequential, SequentialConfig};
+pub use structure::UnitKind;
 pub use tap::Tap;
 #[cfg(feature = "text")]
 pub use tokenizer::{Tokenizer, TokenizerError};

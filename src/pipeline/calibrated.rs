@@ -14,11 +14,11 @@ use super::resume::Unfinished;
 use super::run::{Progress, Run, Seen};
 use super::stream::Failure;
 use super::transforms::Changed;
-use crate::calibrate::{Group, Samples, Saved, Store, embed, observe_block, run_block};
+use crate::calibrate::{Group, Samples, Saved, Store, embed, hash_of_inputs, observe_block, run_block};
 use crate::checkpoint::{CheckpointError, Stored};
 use crate::dtype::Precision;
 use crate::evaluate::WeightErrors;
-use crate::file::{hash_regular, hex};
+use crate::file::hex;
 use crate::layer::{Layer, LayerStats, Method, Needs, Outcome};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
@@ -50,8 +50,8 @@ pub enum BlockInputs {
 #[derive(Debug, Clone, Copy)]
 pub struct Calibration<'s> {
     pub(super) samples: Option<&'s Samples>,
-    inputs: BlockInputs,
-    strict: bool,
+    pub(super) inputs: BlockInputs,
+    pub(super) strict: bool,
     pub(super) memory: usize,
     pub(super) statistics: Option<&'s Path>,
 }
@@ -146,17 +146,8 @@ impl Plan<'_> {
 
     /// A hash of everything that the layers' inputs depend on as long as nothing is compressed.
     fn fingerprint_of_inputs(&self, calibration: Calibration<'_>) -> Result<Sha256, PipelineError> {
-        let mut hash = Sha256::new();
-        for path in self.checkpoint.files() {
-            let (_, of_file) = hash_regular(path).map_err(CheckpointError::io(path, "open"))?;
-            hash.update(of_file);
-        }
-        if let Some(config) = self.checkpoint.config() {
-            hash.update(config.to_string());
-        }
-        let samples = calibration.samples.map(Samples::fingerprint).unwrap_or_default();
-        hash.update(format!("{samples} {}", self.transforms.fingerprint_of_rotation()));
-        Ok(hash)
+        let rotation = self.transforms.fingerprint_of_rotation();
+        Ok(hash_of_inputs(self.checkpoint, calibration.samples, &rotation)?)
     }
 
     /// A hash of everything that the result depends on.

@@ -145,6 +145,14 @@ pub enum PipelineError {
         /// What is missing.
         what: &'static str,
     },
+    /// What was to be left out cannot be.
+    #[error("{}: {reason}", path.display())]
+    Shrink {
+        /// The source.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The caller stopped the run.
     #[error("stopped; nothing was written")]
     Stopped,

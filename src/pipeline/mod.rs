@@ -3,6 +3,8 @@
 //! [`Plan::new`] says for every tensor what a recipe does to it and why, with the exact bytes out, before any work.
 //! [`Plan::run`] does it, one tensor at a time, and gives a [`Run`] with the error of every layer. [`verify`] compares a
 //! finished output with its source.
+//!
+//! [`Shrink`] makes ordinary smaller models, with fewer neurons, heads, channels or blocks: [`ShrinkPlan`] is its plan and its run.
 
 mod advice;
 mod calibrated;
@@ -15,6 +17,7 @@ mod plan;
 mod prepared;
 mod resume;
 mod run;
+mod shrink;
 mod stream;
 mod transforms;
 mod verify;
@@ -24,4 +27,7 @@ pub use coded::EntropyReport;
 pub use error::PipelineError;
 pub use plan::{Plan, PlannedAction, PlannedTensor};
 pub use run::{LayerReport, Progress, Run};
+pub use shrink::{
+    Amount, BlockChoice, BlockReport, PlannedUnits, Shrink, ShrinkPlan, Shrunk, ShrunkTensor, UnitReport,
+};
 pub use verify::{Check, Verification, VerifyOptions, verify};

@@ -14,7 +14,7 @@ use super::plan::{Job, MaskPlan, Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
 use super::stream::{Failure, Stage, put};
 use crate::checkpoint::formats::encode;
-use crate::checkpoint::{OutputFolder, Stored, TensorSpec, TensorWriter};
+use crate::checkpoint::{INDEX, OutputFolder, Stored, TensorSpec, TensorWriter};
 use crate::evaluate::WeightErrors;
 use crate::kernels::compare::Sums;
 use crate::kernels::reduce;
@@ -24,7 +24,7 @@ use crate::recipe::InputQuantization;
 use crate::weight::{CompressedWeight, InputScales, LayoutKind, Mask, QuantizedInput};
 
 /// Bytes of config and manifest that are allowed for when the free space is checked.
-const SMALL_FILES: u64 = 1 << 16;
+pub(super) const SMALL_FILES: u64 = 1 << 16;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +214,7 @@ impl Plan<'_> {
             folder.copy(&source.join(companion), companion)?;
         }
         if self.files.len() > 1 {
-            folder.write(Path::new("model.safetensors.index.json"), &pretty(&self.index(&coded)))?;
+            folder.write(Path::new(INDEX), &pretty(&self.index(&coded)))?;
         }
         if let Some(config) = &self.config {
             folder.write(Path::new("config.json"), &pretty(config))?;
@@ -356,23 +356,30 @@ impl Plan<'_> {
 
     /// The index of a sharded output.
     fn index(&self, coded: &[CodedFile]) -> Value {
-        let planned = self
-            .tensors()
-            .iter()
-            .flat_map(|t| t.specs.iter().map(move |s| (s, &self.files[t.entry.file].name)));
-        let specs: Vec<(&TensorSpec, &String)> = if coded.is_empty() {
-            planned.collect()
+        if coded.is_empty() {
+            let file = |t: &PlannedTensor<'_>| self.files[t.entry.file].name.as_str();
+            index(self.tensors().iter().flat_map(|t| t.specs.iter().map(move |spec| (spec, file(t)))))
         } else {
             let files = self.files.iter().zip(coded);
-            files.flat_map(|(file, coded)| coded.specs.iter().map(move |spec| (spec, &file.name))).collect()
-        };
-        let total: u64 = specs.iter().map(|(spec, _)| spec.bytes()).sum();
-        let map: BTreeMap<&str, &String> =
-            specs.iter().map(|(spec, file)| (spec.name.as_str(), *file)).collect();
-        let map: Map<String, Value> =
-            map.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
-        json!({"metadata": {"total_size": total}, "weight_map": map})
+            index(
+                files
+                    .flat_map(|(file, coded)| coded.specs.iter().map(move |spec| (spec, file.name.as_str()))),
+            )
+        }
     }
+}
+
+/// The index of a sharded output, given its tensors and the file of each.
+pub(super) fn index<'s>(specs: impl Iterator<Item = (&'s TensorSpec, &'s str)>) -> Value {
+    let mut total = 0;
+    let mut map: BTreeMap<&str, &str> = BTreeMap::new();
+    for (spec, file) in specs {
+        total += spec.bytes();
+        map.insert(&spec.name, file);
+    }
+    let map: Map<String, Value> =
+        map.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
+    json!({"metadata": {"total_size": total}, "weight_map": map})
 }
 
 /// What is reported of a tensor that was compressed; `None` of one that was not.
@@ -421,7 +428,7 @@ fn made(
     Ok(Made { weight, clamped, outcomes })
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+pub(super) fn pretty(value: &Value) -> Vec<u8> {
     let mut text = format!("{value:#}");
     text.push('\n');
     text.into_bytes()

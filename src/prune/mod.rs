@@ -6,6 +6,9 @@
 //! [`Magnitude`] looks at the weights alone; [`Wanda`] and [`SparseGpt`] also at what calibration saw at the layer's input, and
 //! the latter changes the weights that stay. How much each of several layers loses is an [`Allocation`].
 //!
+//! Whole units, such as the neurons of a hidden layer, go by their [`Importance`]; the layer that takes them, their [`Consumer`],
+//! is then fitted anew to what stays.
+//!
 //! # While a network is trained
 //!
 //! Training is the caller's. A [`CubicSchedule`] says how much is to be zero at a step, a [`Mask`](crate::Mask) keeps it so, and a
@@ -38,6 +41,9 @@
 //! ```
 
 mod allocation;
+mod consumer;
+mod elimination;
+mod importance;
 mod magnitude;
 mod pattern;
 mod plain;
@@ -48,6 +54,8 @@ mod structured;
 mod wanda;
 
 pub use allocation::{Allocation, erdos_renyi_kernel};
+pub use consumer::{Consumer, Repaired};
+pub use importance::Importance;
 pub use magnitude::{Magnitude, MagnitudeThreshold, Sparsity, n_of_m_mask};
 pub use pattern::SparsityPattern;
 pub use pruning::Pruning;

@@ -17,7 +17,7 @@ use crate::weight::{
 /// Pruned weights take no part in the codebooks: sparse layouts do not store them, and in a dense layout one value of every
 /// codebook is 0.
 ///
-/// Han, Mao and Dally, "Deep Compression" (2016), section 3; with [`Importance::Inputs`], Kim et al., "SqueezeLLM" (2023),
+/// Han, Mao and Dally, "Deep Compression" (2016), section 3; with [`ValueImportance::Inputs`], Kim et al., "SqueezeLLM" (2023),
 /// section 4.1.
 ///
 /// ```
@@ -38,12 +38,12 @@ pub struct KMeans {
     bits: CodebookBits,
     granularity: Granularity,
     start: Start,
-    importance: Importance,
+    importance: ValueImportance,
 }
 
 /// How much the error of each weight counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Importance {
+pub enum ValueImportance {
     /// As much as that of any other.
     #[default]
     Equal,
@@ -59,7 +59,7 @@ impl KMeans {
             bits,
             granularity: Granularity::Channel,
             start: Start::default(),
-            importance: Importance::default(),
+            importance: ValueImportance::default(),
         }
     }
 
@@ -77,7 +77,7 @@ impl KMeans {
 
     /// Chooses how much the error of each weight counts.
     #[must_use]
-    pub fn importance(self, importance: Importance) -> Self {
+    pub fn importance(self, importance: ValueImportance) -> Self {
         Self { importance, ..self }
     }
 
@@ -203,8 +203,8 @@ impl Method for KMeans {
             Start::Random { .. } => "k-means from random",
         };
         let by = match self.importance {
-            Importance::Equal => "",
-            Importance::Inputs => " by inputs",
+            ValueImportance::Equal => "",
+            ValueImportance::Inputs => " by inputs",
         };
         format!("{what}{by}, codebook{}, {}", self.bits.get(), self.granularity)
     }
@@ -220,8 +220,8 @@ impl Method for KMeans {
 
     fn needs(&self) -> Needs {
         match self.importance {
-            Importance::Equal => Needs::Nothing,
-            Importance::Inputs => Needs::Hessian,
+            ValueImportance::Equal => Needs::Nothing,
+            ValueImportance::Inputs => Needs::Hessian,
         }
     }
 
@@ -234,12 +234,13 @@ impl Method for KMeans {
         let points = (1usize << 17).min(tile);
         let bins = if tile > 1 << 17 { rayon::current_num_threads().min(8) << 24 } else { 0 };
         let table = 4 * self.bits.entries() * points.min((1 << 20) / self.bits.entries());
-        let compared = if self.importance == Importance::Inputs { comparison_bytes(rows * cols) } else { 0 };
+        let compared =
+            if self.importance == ValueImportance::Inputs { comparison_bytes(rows * cols) } else { 0 };
         (at_once * (8 * tile + 64 * points + table) + bins + rows * cols + compared) as u64
     }
 
     fn row_block(&self) -> Option<NonZeroUsize> {
-        if self.importance == Importance::Inputs {
+        if self.importance == ValueImportance::Inputs {
             return None;
         }
         match self.granularity {
@@ -250,7 +251,7 @@ impl Method for KMeans {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        if self.importance == Importance::Equal {
+        if self.importance == ValueImportance::Equal {
             return Ok(Compressed::plain(self.fit(layer, None)?));
         }
         let (stats, products) = hessian(layer, || self.name())?;

@@ -39,7 +39,7 @@ pub use cast::{FloatCast, Overflow};
 pub use gptq::Gptq;
 pub use histogram::Histogram;
 pub use hqq::{Hqq, HqqOptions, hqq_zero_point};
-pub use kmeans::{Importance, KMeans};
+pub use kmeans::{KMeans, ValueImportance};
 pub use observer::{Observer, Range};
 pub use round::{CodeType, RoundToNearest};
 pub use smooth::{SmoothScales, Smoothing, smooth_scales};

@@ -6,7 +6,7 @@ use super::{
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::prune::{Allocation, Sparsity, SparsityPattern};
-use crate::quantize::{CodeType, FloatCast, Importance, KMeans, Observer, Overflow};
+use crate::quantize::{CodeType, FloatCast, KMeans, Observer, Overflow, ValueImportance};
 use crate::weight::{Bits, CodebookBits, Granularity, NofM};
 
 /// Group size of integer presets of fewer than 8 bits, as in `compressed-tensors`' own W4A16.
@@ -172,8 +172,9 @@ fn inputs(name: &str) -> Option<(CodeType, Option<InputQuantization>)> {
 /// Presets that make codebooks.
 fn codebook(name: &str) -> Option<KMeans> {
     let digits = name.strip_prefix("codebook")?;
-    let (digits, importance) =
-        digits.strip_suffix("-weighted").map_or((digits, Importance::Equal), |d| (d, Importance::Inputs));
+    let (digits, importance) = digits
+        .strip_suffix("-weighted")
+        .map_or((digits, ValueImportance::Equal), |d| (d, ValueImportance::Inputs));
     Some(KMeans::new(CodebookBits::new(digits.parse().ok()?)?).importance(importance))
 }
 

@@ -13,7 +13,7 @@ use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
 use crate::kernels::kmeans::Start;
 use crate::prune::{Allocation, Axis, Magnitude, Sparsity, SparsityPattern, Structured};
-use crate::quantize::{CodeType, FloatCast, Importance, KMeans, Observer, Overflow};
+use crate::quantize::{CodeType, FloatCast, KMeans, Observer, Overflow, ValueImportance};
 use crate::weight::{Bits, CodebookBits, Granularity, LayoutKind};
 
 impl Recipe {
@@ -283,8 +283,8 @@ fn read_codebook(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         }
     };
     let importance = match fields.string("importance")? {
-        None | Some("equal") => Importance::Equal,
-        Some("inputs") => Importance::Inputs,
+        None | Some("equal") => ValueImportance::Equal,
+        Some("inputs") => ValueImportance::Inputs,
         Some(name) => return Err(RecipeError::unknown_name("importance", name, &["equal", "inputs"])),
     };
     let kmeans = KMeans::new(bits).granularity(read_granularity(fields)?);

@@ -33,4 +33,6 @@ pub use layers::{LayerError, NotCompared};
 pub use manifest::{Made, MadeStep, MadeTensor};
 pub use pareto::pareto_front;
 pub use table::{Align, Cell, Table};
-pub use tables::{inspect_table, layers_table, plan_table, verification_table};
+pub use tables::{
+    inspect_table, layers_table, plan_table, shrink_plan_table, shrunk_table, verification_table,
+};

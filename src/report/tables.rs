@@ -1,8 +1,8 @@
 use super::number::percent;
-use super::{Align, Table};
+use super::{Align, Cell, Table};
 use crate::checkpoint::Entry;
 use crate::layer::Outcome;
-use crate::pipeline::{EntropyReport, LayerReport, Plan, Verification};
+use crate::pipeline::{EntropyReport, LayerReport, Plan, ShrinkPlan, Shrunk, Verification};
 
 const LEFT: Align = Align::Left;
 const RIGHT: Align = Align::Right;
@@ -52,6 +52,68 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
             tensor.bytes().into(),
             tensor.methods().join(" → ").into(),
             tensor.reason().into(),
+        ]);
+    }
+    table
+}
+
+/// What becomes of every tensor of a network that loses some of its parts.
+pub fn shrink_plan_table(plan: &ShrinkPlan<'_>) -> Table {
+    let mut table = Table::new([
+        ("tensor", LEFT),
+        ("stored as", LEFT),
+        ("shape", LEFT),
+        ("shape out", LEFT),
+        ("bytes", RIGHT),
+        ("bytes out", RIGHT),
+    ]);
+    for tensor in plan.tensors() {
+        let gone = || "goes".to_owned();
+        let after = tensor.becomes.as_ref().map_or_else(gone, |_| format!("{:?}", tensor.after));
+        table.row([
+            tensor.name.clone().into(),
+            tensor.stored.clone().into(),
+            format!("{:?}", tensor.before).into(),
+            after.into(),
+            tensor.bytes_before.into(),
+            tensor.bytes_after.into(),
+        ]);
+    }
+    table
+}
+
+/// What went, and what that does to the outputs of the layers that took it.
+pub fn shrunk_table(shrunk: &Shrunk) -> Table {
+    let mut table = Table::new([
+        ("layer", LEFT),
+        ("what", LEFT),
+        ("there were", RIGHT),
+        ("stay", RIGHT),
+        ("score", RIGHT),
+        ("error, left out", RIGHT),
+        ("repaired", RIGHT),
+        ("damping", RIGHT),
+        ("notes", LEFT),
+    ]);
+    let count = |count: usize| Cell::Count(count as u64);
+    for block in shrunk.blocks.iter().filter(|block| block.removed) {
+        let score = block.score.map_or(String::new(), |score| format!("{score:.4}"));
+        let name = format!("block {}", block.block);
+        table.row([name.into(), "block".into(), count(1), count(0), score.into()]);
+    }
+    let number = |error: Option<f64>| error.map_or(String::new(), |error| format!("{error:.2e}")).into();
+    for units in &shrunk.units {
+        let damping = if units.error.is_some() { units.damping.to_string() } else { String::new() };
+        table.row([
+            units.layer.clone().into(),
+            units.kind.clone().into(),
+            count(units.before),
+            count(units.after),
+            "".into(),
+            number(units.naive_error),
+            number(units.error),
+            damping.into(),
+            units.notes.join("; ").into(),
         ]);
     }
     table

@@ -14,5 +14,6 @@ mod output;
 mod recipes;
 mod refused;
 mod report;
+mod shrink;
 mod styles;
 mod tasks;

@@ -11,6 +11,7 @@ mod inputs;
 mod networks;
 mod scores;
 mod smollm2;
+mod structured;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,10 @@ fn main() {
             });
         }
     };
-    from("TERSOR_ZOO", &[files::add, networks::add, scores::add, compressed::add, inputs::add]);
+    from(
+        "TERSOR_ZOO",
+        &[files::add, networks::add, scores::add, compressed::add, inputs::add, structured::add],
+    );
     from("TERSOR_SMOLLM2", &[smollm2::add]);
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

@@ -1,11 +1,14 @@
-//! Factorization of a symmetric positive definite matrix.
+//! Factorization of a symmetric positive definite matrix, and what it solves.
 
 mod portable;
+mod solve;
 
 use rayon::prelude::*;
 
 use super::level::{Isa, multiversion};
 use super::update::{PANEL, add_outer, symmetric_product, transposed};
+
+pub(crate) use solve::solve_rows;
 
 /// Columns that are factorized before the rest of the matrix is updated; a multiple of [`PANEL`].
 const BLOCK: usize = 128;

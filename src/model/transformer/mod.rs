@@ -17,4 +17,4 @@ pub use decoder::Decoder;
 pub(in crate::model) use decoder_config::DECODERS;
 pub use encoder::Encoder;
 pub use generate::{GenerateOptions, Sampling};
-pub(crate) use wiring::{DecoderWiring, Heads, LayerNames, Wiring};
+pub(crate) use wiring::{DecoderWiring, EncoderWiring, Heads, LayerNames, Wiring};

@@ -65,15 +65,24 @@ pub(crate) struct DecoderBlock {
 #[derive(Debug, Clone)]
 pub(crate) struct EncoderWiring {
     pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
     pub(crate) heads: Heads,
     pub(crate) blocks: Vec<EncoderBlock>,
 }
 
-/// What is linear from one layer to the next in an encoder's block.
+/// One block: each part adds to the residual, which then is normalized.
 #[derive(Debug, Clone)]
 pub(crate) struct EncoderBlock {
+    pub(crate) query: LayerNames,
+    pub(crate) key: LayerNames,
+    /// Attention averages its output over tokens, and feeds the output layer.
     pub(crate) value: LayerNames,
     pub(crate) output: LayerNames,
+    /// A function of its output feeds the down layer.
+    pub(crate) up: LayerNames,
+    pub(crate) down: LayerNames,
+    /// Modules of the normalizations, each with a weight and a bias.
+    pub(crate) norms: [String; 2],
 }
 
 /// A linear layer.
@@ -158,14 +167,21 @@ impl EncoderWiring {
         }
         let prefix = Tensors::prefix(checkpoint, &["", "bert."], "embeddings.word_embeddings.weight");
         let block = |block: usize| {
-            let layer = |name: &str| LayerNames {
-                name: format!("{prefix}encoder.layer.{block}.attention.{name}"),
-                has_bias: true,
-            };
-            EncoderBlock { value: layer("self.value"), output: layer("output.dense") }
+            let at = |name: &str| format!("{prefix}encoder.layer.{block}.{name}");
+            let layer = |name: &str| LayerNames { name: at(name), has_bias: true };
+            EncoderBlock {
+                query: layer("attention.self.query"),
+                key: layer("attention.self.key"),
+                value: layer("attention.self.value"),
+                output: layer("attention.output.dense"),
+                up: layer("intermediate.dense"),
+                down: layer("output.dense"),
+                norms: ["attention.output.LayerNorm", "output.LayerNorm"].map(at),
+            }
         };
         Ok(Self {
             hidden,
+            intermediate: keys.count("intermediate_size")?,
             heads: Heads { count: heads, key_values: heads, size: hidden / heads },
             blocks: (0..keys.count("num_hidden_layers")?).map(block).collect(),
         })
