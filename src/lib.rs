@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod calibrate;
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod checkpoint;
 pub mod distill;
 mod dtype;
@@ -22,7 +24,7 @@ pub mod weight;
 pub use calibrate::{CalibrateError, Cut, Samples};
 pub use checkpoint::{
     Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, coded_tensor, load_masks,
-    save_masks, stored_tensors,
+    save_masks, save_weights, stored_tensors,
 };
 pub use dtype::{DType, FloatType, Precision};
 pub use error::{NonFinite, one_line};

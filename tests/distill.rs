@@ -1,8 +1,12 @@
 //! The distillation losses against PyTorch in float64, finite differences, naive formulas, and bad input.
 
+#[path = "common/golden.rs"]
+mod golden;
+
 use std::collections::BTreeMap;
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
+use golden::{deviation, float, golden, input, numbers};
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView2, Ix2, Ix3, array, s};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -16,41 +20,12 @@ use tersor::distill::{
 // PyTorch's numbers
 // ----------------------------------------------------------------------------------------------------------
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
-
-fn float(case: &Value, key: &str) -> f32 {
-    case[key].as_f64().unwrap() as f32
-}
-
-/// The largest deviation of `got` from `want`, relative to the largest entry of `want`.
-///
-/// The floor of 1e-12 is for tensors that are 0 up to rounding: PyTorch's own numbers then hold the rounding
-/// of sums of terms of up to 1e4, about 1e-12.
-fn deviation(got: &[f64], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let largest = want.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0_f64, |max, d| {
-        assert!(d.is_finite());
-        max.max(d)
-    });
-    (worst - 1e-12).max(0.0) / (largest + f64::MIN_POSITIVE)
-}
-
 #[test]
 fn values_and_gradients_equal_those_of_pytorch_in_float64() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/golden/distill.json");
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let golden = golden("distill.json");
     let tensor = |name: &Value| {
-        let input = &golden["inputs"][name.as_str().unwrap()];
-        let shape: Vec<usize> =
-            input["shape"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
-        let data = numbers(&input["data"]).into_iter().map(|v| {
-            assert_eq!(f64::from(v as f32), v, "inputs are exact in f32");
-            v as f32
-        });
-        ArrayD::from_shape_vec(shape, data.collect()).unwrap()
+        let (shape, data) = input(&golden, name.as_str().unwrap());
+        ArrayD::from_shape_vec(shape, data).unwrap()
     };
     let matrix = |name: &Value| tensor(name).into_dimensionality::<Ix2>().unwrap();
     let cube = |name: &Value| tensor(name).into_dimensionality::<Ix3>().unwrap();

@@ -21,13 +21,11 @@ fn doubles(tensor: &TensorView<'_>) -> Vec<f64> {
 }
 
 fn pattern(case: &Value) -> SparsityPattern {
-    match case["sparsity"].as_f64() {
-        Some(sparsity) => SparsityPattern::Unstructured(Sparsity::new(sparsity).unwrap()),
-        None => {
-            let [n, m] = ["keep", "of"].map(|key| case[key].as_u64().unwrap() as usize);
-            SparsityPattern::NofM(NofM::new(n, m).unwrap())
-        }
+    if let Some(sparsity) = case["sparsity"].as_f64() {
+        return SparsityPattern::Unstructured(Sparsity::new(sparsity).unwrap());
     }
+    let [n, m] = ["keep", "of"].map(|key| case[key].as_u64().unwrap() as usize);
+    SparsityPattern::NofM(NofM::new(n, m).unwrap())
 }
 
 fn pruning(case: &Value) -> Pruning {

@@ -19,6 +19,7 @@ mod mmap;
 mod open;
 mod output;
 pub(crate) mod positioned;
+mod save;
 mod writer;
 
 pub use class::TensorClass;
@@ -31,4 +32,5 @@ pub(crate) use mapped::MappedTensor;
 pub use masks::{load_masks, save_masks};
 pub use open::{Checkpoint, Entry, Stored, TensorRef};
 pub(crate) use output::{MANIFEST, OutputFolder, write_atomically};
+pub use save::save_weights;
 pub(crate) use writer::{TensorSpec, TensorWriter, file_bytes};

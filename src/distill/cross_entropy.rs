@@ -5,6 +5,7 @@ use ndarray::ArrayView2;
 use super::rows::{Batch, STUDENT, TEACHER, check_not_empty, check_pair, check_temperature};
 use super::softmax::Softmax;
 use super::{DistillError, Labels, LossGrad, Reduction};
+use crate::kernels::softmax;
 
 /// One weight per class; without any, every class weighs 1.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -40,7 +41,7 @@ impl ClassWeights {
 /// Returns `factor` times the cross-entropy of a row, and adds `factor` times its gradient, q − onehot, to
 /// `grad`.
 pub(super) fn cross_entropy_row(student: &Softmax, class: usize, factor: f64, grad: &mut [f64]) -> f64 {
-    grad.iter_mut().zip(&student.probs).for_each(|(grad, q)| *grad += factor * q);
+    softmax::add_scaled(factor, &student.probs, grad);
     grad[class] -= factor;
     -factor * student.log_prob(class)
 }

@@ -6,6 +6,7 @@ use super::cross_entropy::{ClassWeights, cross_entropy_row};
 use super::rows::{Batch, STUDENT, TEACHER, check_pair, check_range, check_temperature};
 use super::softmax::{Softmax, log_add_exp};
 use super::{DistillError, Labels, LossGrad, Reduction};
+use crate::kernels::softmax;
 
 /// How the probabilities of the student, q, are compared with those of the teacher, p.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -43,14 +44,7 @@ impl Divergence {
     fn row(self, student: &Softmax, teacher: &Softmax, factor: f64, grad: &mut [f64]) -> f64 {
         let pairs = || student.iter().zip(teacher.iter());
         match self {
-            Self::ForwardKl => {
-                let mut value = 0.0;
-                for (grad, ((q, log_q), (p, log_p))) in grad.iter_mut().zip(pairs()) {
-                    value += p * (log_p - log_q);
-                    *grad = factor * (q - p);
-                }
-                value.max(0.0)
-            }
+            Self::ForwardKl => softmax::forward_kl(student.row(), teacher.row(), factor, grad).max(0.0),
             Self::ReverseKl => {
                 // ∂/∂q = ln(q/p) up to a constant, which the softmax cancels.
                 let mut value = 0.0;

@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView, ArrayView1, ArrayView2, Dimension};
 use rayon::prelude::*;
 
 use super::{DistillError, Labels, LossGrad, LossValue, Reduction};
+use crate::kernels::softmax;
 
 pub(super) const STUDENT: &str = "student";
 pub(super) const TEACHER: &str = "teacher";
@@ -81,7 +82,7 @@ impl<'a> Batch<'a> {
                     }
                     wide.fill(0.0);
                     let share = row_loss(row, scratch, wide)?;
-                    narrow.iter_mut().zip(&*wide).for_each(|(narrow, &wide)| *narrow = to_f32(wide));
+                    softmax::narrow(wide, narrow);
                     Ok(share)
                 },
             )
@@ -156,8 +157,7 @@ pub(super) fn check_finite_row(
     row: usize,
     values: ArrayView1<f32>,
 ) -> Result<(), DistillError> {
-    // No early exit: this shape of loop runs at the speed of memory.
-    if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+    if values.as_slice().is_some_and(softmax::is_finite) {
         return Ok(());
     }
     match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {

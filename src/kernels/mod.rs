@@ -27,6 +27,7 @@ pub mod reduce;
 pub(crate) mod rotary;
 pub mod select;
 pub(crate) mod slab;
+pub(crate) mod softmax;
 pub(crate) mod spare;
 pub(crate) mod symmetric;
 pub(crate) mod update;

@@ -27,6 +27,20 @@ impl Affine {
     pub fn fake_quantize(self, x: f32, codes: CodeType, precision: Precision) -> f32 {
         self.fake_quantize_as(x, codes.kernel(), precision)
     }
+
+    /// Whether a value lies beyond the first or the last code, and quantizing clamps it.
+    #[cfg(feature = "candle")]
+    pub(crate) fn clamps(self, x: f32, codes: CodeType, precision: Precision) -> bool {
+        let round = |x| precision.round(x);
+        match codes {
+            CodeType::Int { bits, .. } => {
+                let (low, high) = bits.range();
+                let code = round(round(x / self.scale) + f32::from(self.zero_point)).round_ties_even();
+                !(low as f32..=high as f32).contains(&code)
+            }
+            CodeType::F8E4M3 => round(x / self.scale).abs() > F8_E4M3_MAX,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ impl RoundToNearest {
     }
 
     /// What values are rounded to.
-    pub(super) fn code_type(&self) -> CodeType {
+    pub(crate) fn code_type(&self) -> CodeType {
         self.codes
     }
 

@@ -40,6 +40,9 @@ pub(crate) struct Codes<'a> {
     pub(crate) dynamic: Option<usize>,
 }
 
+/// Codes, `[rows, cols]`, and the scales of all tiles, row by row.
+pub(crate) type CodesAndScales = (Vec<u8>, Vec<Affine>);
+
 /// A layer after the sweep, `[rows, cols]`.
 pub(crate) struct Swept<T> {
     pub(crate) result: T,
@@ -59,7 +62,7 @@ pub(crate) fn to_codes(
     factor: &Factor,
     codes: Codes<'_>,
     pruning: Option<SparsityPattern>,
-) -> Result<Swept<(Vec<u8>, Vec<Affine>)>, MethodError> {
+) -> Result<Swept<CodesAndScales>, MethodError> {
     let Codes { rounding, dynamic } = codes;
     let grid = rounding.scale_granularity().grid(layer.rows(), layer.cols());
     let tiles = if dynamic.is_some() { Vec::new() } else { rounding.affine_of_tiles(layer, grid)? };

@@ -1,0 +1,10 @@
+//! What the examples that train share: a trainer, optimizers that can be resumed, image data, and small networks.
+#![allow(dead_code)] // every example compiles this module and uses some of it
+
+pub(crate) mod arguments;
+pub(crate) mod images;
+pub(crate) mod network;
+pub(crate) mod optimizer;
+pub(crate) mod trainer;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
