@@ -102,8 +102,10 @@ impl Method for Wanda {
 
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {
         // both masks, and what they keep
-        let values: usize = shape.iter().product();
-        (2 * (values * size_of::<f32>() + values / 8) + comparison_bytes(values)) as u64
+        let (rows, cols): (usize, usize) =
+            (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product());
+        let values = rows * cols;
+        (2 * (values * size_of::<f32>() + values / 8) + comparison_bytes(rows, cols)) as u64
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

@@ -113,7 +113,7 @@ impl Method for AutoRound {
         // the packed Hessian; of the rows at work offsets, errors, products and two sets of codes; all codes; the final check
         let of_rows = at_once * cols * (3 * size_of::<f32>() + 2);
         let hessian = size_of::<f32>() * cols * cols.next_multiple_of(12);
-        (hessian + of_rows + rows * cols + comparison_bytes(rows * cols)) as u64
+        (hessian + of_rows + rows * cols + comparison_bytes(rows, cols)) as u64
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

@@ -321,7 +321,7 @@ impl Method for ClippedRounding {
         let (height, width) = (grid.block_rows.min(rows), grid.block_cols.min(cols));
         // the block of the Hessian; of a tile its values, errors and products; what the results are compared with
         let tiles = height * width * 3 * rayon::current_num_threads();
-        (size_of::<f32>() * (width * width + tiles) + comparison_bytes(rows * cols)) as u64
+        (size_of::<f32>() * (width * width + tiles) + comparison_bytes(rows, cols)) as u64
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

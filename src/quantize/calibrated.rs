@@ -70,16 +70,37 @@ impl Found {
     }
 }
 
-/// Bytes that [`keep_better`] takes for a layer of so many weights: two differences, and all three in columns.
-pub(crate) fn comparison_bytes(weights: usize) -> usize {
-    5 * size_of::<f32>() * weights
+/// Rows whose errors are measured together: what they take is little beside a large weight, and the Hessian is packed once for
+/// many.
+const ROWS: usize = 1024;
+
+/// Bytes that [`keep_better`] takes for a weight of this shape: two differences, and all three in columns.
+pub(crate) fn comparison_bytes(rows: usize, cols: usize) -> usize {
+    5 * size_of::<f32>() * rows.min(ROWS) * cols
 }
 
-/// `W − Ŵ`.
-pub(super) fn difference(layer: &Layer<'_>, weight: &CompressedWeight) -> Vec<f32> {
-    let mut values = weight.dequantize().into_raw_vec_and_offset().0;
-    values.par_iter_mut().zip(layer.values).for_each(|(q, w)| *q = w - *q);
-    values
+/// `‖W·Xᵀ‖²`, and `‖(W − Ŵ)·Xᵀ‖²` of several results.
+pub(super) fn squared_errors<const N: usize>(
+    layer: &Layer<'_>,
+    weights: [&CompressedWeight; N],
+    hessian: &[f32],
+) -> (f64, [f64; N]) {
+    let (mut output, mut errors) = (0.0, [0.0; N]);
+    let cols = layer.cols();
+    let mut differences = weights.map(|_| Vec::new());
+    for (part, values) in layer.values.chunks((ROWS * cols).max(1)).enumerate() {
+        let rows = part * ROWS..part * ROWS + values.len() / cols;
+        for (difference, weight) in differences.iter_mut().zip(weights) {
+            difference.resize(values.len(), 0.0);
+            weight.dequantize_rows(rows.clone(), difference);
+            difference.par_iter_mut().zip(values).for_each(|(q, w)| *q = w - *q);
+        }
+        let all: Vec<&[f32]> = std::iter::once(values).chain(differences.iter().map(Vec::as_slice)).collect();
+        let sums = quadratic_forms(&all, cols, hessian);
+        output += sums[0];
+        errors.iter_mut().zip(&sums[1..]).for_each(|(error, sum)| *error += sum);
+    }
+    (output, errors)
 }
 
 /// What a method found, or the plain alternative if that serves the output at least as well; with the errors
@@ -90,13 +111,11 @@ pub(crate) fn keep_better(
     plain: Plain,
     found: Found,
 ) -> Compressed {
-    let of_plain = difference(layer, &plain.weight);
-    let ([output, plain_error], method_error) = if let Some(error) = found.squared_error {
-        (quadratic_forms([layer.values, &of_plain], layer.cols(), hessian), error)
+    let (output, [plain_error, method_error]) = if let Some(error) = found.squared_error {
+        let (output, [plain]) = squared_errors(layer, [&plain.weight], hessian);
+        (output, [plain, error])
     } else {
-        let differences = [layer.values, &of_plain, &difference(layer, &found.weight)];
-        let [output, plain, method] = quadratic_forms(differences, layer.cols(), hessian);
-        ([output, plain], method)
+        squared_errors(layer, [&plain.weight, &found.weight], hessian)
     };
     // a negative sum is a rounding error of nearly nothing
     let relative = |squared: f64| if squared <= 0.0 { 0.0 } else { squared / output };

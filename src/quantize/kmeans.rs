@@ -2,9 +2,8 @@ use std::num::NonZeroUsize;
 
 use rayon::prelude::*;
 
-use super::calibrated::{comparison_bytes, difference, hessian};
+use super::calibrated::{comparison_bytes, hessian, squared_errors};
 use super::tiles::{IntTarget, is_pruned};
-use crate::kernels::gram::quadratic_forms;
 use crate::kernels::kmeans::{Start, centroids, nearest};
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs, Outcome};
 use crate::weight::{
@@ -235,7 +234,7 @@ impl Method for KMeans {
         let bins = if tile > 1 << 17 { rayon::current_num_threads().min(8) << 24 } else { 0 };
         let table = 4 * self.bits.entries() * points.min((1 << 20) / self.bits.entries());
         let compared =
-            if self.importance == ValueImportance::Inputs { comparison_bytes(rows * cols) } else { 0 };
+            if self.importance == ValueImportance::Inputs { comparison_bytes(rows, cols) } else { 0 };
         (at_once * (8 * tile + 64 * points + table) + bins + rows * cols + compared) as u64
     }
 
@@ -259,8 +258,7 @@ impl Method for KMeans {
         let by_column: Vec<f32> = (0..size).map(|col| products[col * size + col]).collect();
         let equal = self.fit(layer, None)?;
         let weighted = self.fit(layer, Some(&|_, col| by_column[col]))?;
-        let differences = [layer.values, &difference(layer, &equal), &difference(layer, &weighted)];
-        let [output, equal_error, weighted_error] = quadratic_forms(differences, layer.cols(), products);
+        let (output, [equal_error, weighted_error]) = squared_errors(layer, [&equal, &weighted], products);
         // a negative sum is a rounding error of nearly nothing
         let relative = |squared: f64| if squared <= 0.0 { 0.0 } else { squared / output };
         let (equal_error, weighted_error) = (relative(equal_error), relative(weighted_error));
@@ -276,7 +274,7 @@ impl Method for KMeans {
             Some(bits) => {
                 let target = IntTarget { granularity: self.granularity, ..IntTarget::new(bits) };
                 let rounded = target.rounding().compress(layer)?.weight;
-                let [error] = quadratic_forms([&difference(layer, &rounded)], layer.cols(), products);
+                let (_, [error]) = squared_errors(layer, [&rounded], products);
                 relative(error)
             }
             None => f64::INFINITY,

@@ -29,7 +29,8 @@ pub(crate) fn scratch_bytes(shape: &[usize], of_weight: usize) -> u64 {
     let cols: usize = shape.iter().skip(1).product();
     let values: usize = shape.iter().product();
     let factor = (cols * cols + (BLOCK + update::TILE) * cols) * size_of::<f32>();
-    (factor + values * of_weight + comparison_bytes(values)) as u64
+    let rows = shape.first().copied().unwrap_or(1);
+    (factor + values * of_weight + comparison_bytes(rows, cols)) as u64
 }
 
 /// How weights become codes.

@@ -332,13 +332,20 @@ impl CompressedWeight {
     pub fn dequantize(&self) -> Array2<f32> {
         let (rows, cols) = (self.rows(), self.cols());
         let mut out = zeros(rows * cols);
+        self.dequantize_rows(0..rows, &mut out);
+        Array2::from_shape_vec((rows, cols), out).unwrap_or_default()
+    }
+
+    /// Values of some rows, `[rows, cols]`.
+    pub(crate) fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.cols();
+        debug_assert_eq!(out.len(), rows.len() * cols);
         if cols > 0 {
             out.par_chunks_mut(TILE_ROWS * cols).enumerate().for_each(|(tile, out)| {
-                let first = tile * TILE_ROWS;
+                let first = rows.start + tile * TILE_ROWS;
                 self.decode_rows(first..first + out.len() / cols, out);
             });
         }
-        Array2::from_shape_vec((rows, cols), out).unwrap_or_default()
     }
 
     /// The product `y = x · Wᵀ` in f32.

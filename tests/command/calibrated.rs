@@ -144,7 +144,10 @@ fn pruning_is_chosen_on_the_command_line() {
         assert_eq!(layer["outcomes"][0]["plain"], "magnitude_and_rounding");
     }
     for (recipe, parts) in [
-        (args!["--preset", "50%", "--pruning", "wanda"].to_vec(), &["Wanda 50%", "give calibration samples"][..]),
+        (
+            args!["--preset", "50%", "--pruning", "wanda"].to_vec(),
+            &["Wanda 50%", "give calibration samples"][..],
+        ),
         (args!["--preset", "int8", "--pruning", "wanda"].to_vec(), &["needs a preset that prunes"]),
         (args!["--preset", "2:4", "--allocation", "erk"].to_vec(), &["nothing to allocate"]),
         (args!["--preset", "50%-global", "--allocation", "erk"].to_vec(), &["globally"]),

@@ -128,9 +128,9 @@ impl Table {
             let mut length = order;
             while read(1)? == 0 {
                 length += 1;
-            }
-            if length > 16 {
-                return Err(bad);
+                if length > 16 {
+                    return Err(bad);
+                }
             }
             *frequency = ((1 << length) + read(length)? - (1 << order)) as u32;
         }

@@ -92,30 +92,24 @@ pub fn mean(gram: &[f64], size: usize, count: f64) -> Vec<f32> {
 /// # Panics
 /// When a slice is of another length.
 pub fn quadratic_form(difference: &[f32], size: usize, hessian: &[f32]) -> f64 {
-    let [sum] = quadratic_forms([difference], size, hessian);
-    sum
+    quadratic_forms(&[difference], size, hessian)[0]
 }
 
 /// [`quadratic_form`] of several differences, in one pass over the Hessian.
 ///
 /// # Panics
 /// When a slice is of another length.
-pub fn quadratic_forms<const N: usize>(differences: [&[f32]; N], size: usize, hessian: &[f32]) -> [f64; N] {
+pub fn quadratic_forms(differences: &[&[f32]], size: usize, hessian: &[f32]) -> Vec<f64> {
     quadratic_forms_in(Isa::current(), differences, size, hessian)
 }
 
-fn quadratic_forms_in<const N: usize>(
-    isa: Isa,
-    differences: [&[f32]; N],
-    size: usize,
-    hessian: &[f32],
-) -> [f64; N] {
+fn quadratic_forms_in(isa: Isa, differences: &[&[f32]], size: usize, hessian: &[f32]) -> Vec<f64> {
     assert!(hessian.len() == size * size, "a matrix");
     assert!(differences.iter().all(|x| x.len().is_multiple_of(size.max(1))), "the matrix's weights");
     if size == 0 {
-        return [0.0; N];
+        return vec![0.0; differences.len()];
     }
-    let panels = differences.map(|rows| rows.len().div_ceil(PANEL * size));
+    let panels = differences.iter().map(|rows| rows.len().div_ceil(PANEL * size));
     let all: Vec<&[f32]> = differences.iter().flat_map(|rows| rows.chunks(PANEL * size)).collect();
     let mut columns = Aligned::zeroed(all.len() * size * PANEL * size_of::<f32>());
     let columns = columns.words_mut().par_chunks_exact_mut(size * PANEL);
@@ -126,7 +120,7 @@ fn quadratic_forms_in<const N: usize>(
     let mut rows: Vec<Weighted<'_>> = of_rows.collect();
     update::sweep(isa, hessian, size, BLOCK, &mut rows);
     let mut totals = rows.iter().map(|rows| rows.totals.iter().sum::<f64>());
-    panels.map(|panels| totals.by_ref().take(panels).sum())
+    panels.map(|panels| totals.by_ref().take(panels).sum()).collect()
 }
 
 /// 32 rows of a difference, and the sums of their weighted squares so far.
@@ -234,9 +228,12 @@ mod tests {
             let mut gram = vec![0.0; size * size];
             add_gram_in(isa, &x, size, &mut gram);
             let hessian = mean(&gram, size, tokens as f64);
-            let forms = quadratic_forms_in(isa, [&difference, &x], size, &hessian);
+            let forms = quadratic_forms_in(isa, &[&difference, &x], size, &hessian);
             assert_eq!(forms[1].to_bits(), quadratic_form(&x, size, &hessian).to_bits());
-            (hessian.iter().map(|h| h.to_bits()).collect::<Vec<_>>(), forms.map(f64::to_bits))
+            (
+                hessian.iter().map(|h| h.to_bits()).collect::<Vec<_>>(),
+                forms.into_iter().map(f64::to_bits).collect::<Vec<_>>(),
+            )
         };
         let expected = of(Isa::Portable);
         for isa in Isa::all() {
