@@ -124,6 +124,13 @@ fn run() -> Result<()> {
         ["network", "dense", "pruned", "kept", "stored", "dense bytes", "file bytes", "smaller", "time"];
     let mut table =
         Table::new(columns.map(|name| (name, if name == "network" { Align::Left } else { Align::Right })));
+    if let Some(only) = args.text("--only").filter(|only| RECIPES.iter().all(|recipe| recipe.name != *only)) {
+        return Err(format!(
+            "no network is called `{only}`: --only takes {}",
+            RECIPES.map(|r| r.name).join(" or ")
+        )
+        .into());
+    }
     for recipe in RECIPES.iter().filter(|recipe| args.text("--only").is_none_or(|only| only == recipe.name)) {
         let epochs = if args.has("--quick") { [1; 4] } else { recipe.epochs };
         let run = Run { recipe, epochs, data: &data, test: &test };

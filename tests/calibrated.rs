@@ -13,8 +13,8 @@ use tersor::pipeline::{BlockInputs, Calibration, Progress};
 use tersor::recipe::{Criterion, Rounding, Transform};
 use tersor::{
     Allocation, Bits, CalibrateError, Checkpoint, CpuLevel, Cut, DType, Decoder, Execution, Gptq,
-    Granularity, LanguageModel, Needs, PipelineError, Plan, PresetOptions, Recipe, Run, Samples, Step,
-    one_line,
+    Granularity, LanguageModel, Needs, OutputFormat, PipelineError, Plan, PresetOptions, Recipe, Run,
+    Samples, Step, one_line,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -578,4 +578,38 @@ fn corrected_biases_make_up_for_the_mean_error() {
         error.contains("bias correction") && error.contains("no layer that is quantized has a bias"),
         "{error}"
     );
+}
+
+/// Whatever is pruned and rounded further: a weight that an earlier run pruned is zero, and what follows the pruning keeps it so.
+#[test]
+fn what_was_pruned_before_stays_zero_when_what_is_left_is_rounded() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let before = folder.path().join("before");
+    let half = Recipe::preset("50%", PresetOptions::default()).unwrap();
+    Plan::new(&checkpoint, &half).unwrap().run(&before, &mut go).unwrap();
+    let before = Checkpoint::open(&before).unwrap();
+    let samples = samples(&checkpoint);
+    for (preset, criterion) in [("60%+int4", "wanda"), ("2:4+int4", "magnitude"), ("60%+int4", "sparsegpt")] {
+        let options = PresetOptions {
+            rounding: Rounding::from_name("gptq-act-order").unwrap(),
+            criterion: Criterion::from_name(criterion).unwrap(),
+            group_size: 8.try_into().ok(),
+            format: Some(OutputFormat::Tersor),
+            ..PresetOptions::default()
+        };
+        let recipe = Recipe::preset(preset, options).unwrap();
+        let output = folder.path().join(format!("{preset}-{criterion}"));
+        let plan = Plan::new(&before, &recipe).unwrap();
+        plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
+        let after = Checkpoint::open(&output).unwrap();
+        let mut zeros = 0;
+        for entry in before.entries().iter().filter(|entry| entry.name.contains("_proj")) {
+            let (was, is) = (before.dense(&entry.name).unwrap(), after.dense(&entry.name).unwrap());
+            let revived = was.iter().zip(&is).filter(|(was, is)| **was == 0.0 && **is != 0.0).count();
+            assert_eq!(revived, 0, "{preset} by {criterion}: {}", entry.name);
+            zeros += was.iter().filter(|x| **x == 0.0).count();
+        }
+        assert!(zeros > 1000, "{zeros}");
+    }
 }

@@ -192,12 +192,16 @@ impl<'a> Trainer<'a> {
         let metadata = HashMap::from([
             ("name".to_owned(), self.name.to_owned()),
             ("epoch".to_owned(), state.epoch.to_string()),
+            ("epochs".to_owned(), self.epochs.to_string()),
             ("seconds".to_owned(), number(state.seconds)),
             ("best_loss".to_owned(), number(state.best.map_or(f64::INFINITY, |best| best.0))),
             ("best_epoch".to_owned(), state.best.map_or(0, |best| best.1).to_string()),
             ("optimizer_steps".to_owned(), steps.to_string()),
             ("random_position".to_owned(), rng.get_word_pos().to_string()),
         ]);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
         let part = path.with_extension("part");
         fs::write(&part, safetensors::serialize(&tensors, Some(metadata))?)?;
         Ok(fs::rename(&part, path)?)
@@ -218,6 +222,9 @@ impl<'a> Trainer<'a> {
         let float = |key: &str| -> Result<f64> { Ok(f64::from_bits(text(key)?.parse()?)) };
         if text("name")? != self.name {
             return Err(format!("it is of {}, not of {}", text("name")?, self.name).into());
+        }
+        if text("epochs")? != self.epochs.to_string() {
+            return Err(format!("it is of {} epochs, not of {}", text("epochs")?, self.epochs).into());
         }
         let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         let mut take = |name: String| tensors.remove(&name).ok_or(format!("it has no tensor `{name}`"));

@@ -9,8 +9,9 @@ use crate::weight::{Codebooks, CompressedWeight};
 /// Fine-tunes the values of a weight's codebooks: weights that share a code share a value, whose gradient is the sum of theirs (Han,
 /// Mao & Dally 2016, "Deep Compression", section 3.3).
 ///
-/// The values are a [`Var`] of their own, f32: give it to the optimizer in the place of the weight. Codes and pruned positions stay as
-/// they are. What [`compress`](Self::compress) stores is, bit for bit, what the network computes with.
+/// The values are a [`Var`] of their own, f32: give it to the optimizer in the place of the weight. Codes stay as they are, and so do
+/// positions that a sparse layout leaves out. A dense layout does not tell pruned weights from others: their zero is a value of the
+/// codebook, and learned. What [`compress`](Self::compress) stores is, bit for bit, what the network computes with.
 ///
 /// ```
 /// use candle_core::Device;

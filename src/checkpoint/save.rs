@@ -61,8 +61,15 @@ pub fn save_weights(
         }
         writer.finish()
     });
-    if written.is_err() {
-        std::fs::remove_file(path).ok();
+    match &written {
+        // somebody else's, made meanwhile
+        Err(CheckpointError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(CheckpointError::OutputExists { path: path.to_path_buf() });
+        }
+        Err(_) => {
+            std::fs::remove_file(path).ok();
+        }
+        Ok(()) => {}
     }
     written
 }

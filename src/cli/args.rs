@@ -264,10 +264,10 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
     pub(super) method: Option<String>,
     /// How it is chosen which weights presets drop
-    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How it is chosen which weights presets drop:", &Criterion::NAMES))]
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How it is chosen which weights presets drop:", &Criterion::NAMES))]
     pub(super) pruning: Option<String>,
     /// How the sparsity of a preset is spread over the layers
-    #[arg(long, value_name = "NAME", conflicts_with = "recipe", long_help = names_help("How the sparsity of a preset is spread over the layers:", &Allocation::NAMES))]
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How the sparsity of a preset is spread over the layers:", &Allocation::NAMES))]
     pub(super) allocation: Option<String>,
     /// Change the whole model before, without changing what it computes; repeatable
     #[arg(long, value_name = "NAME", long_help = names_help("Change the whole model before, without changing what it computes; repeatable:", &Transform::NAMES))]

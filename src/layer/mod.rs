@@ -29,6 +29,8 @@ pub struct Layer<'a> {
     pub values: &'a [f32],
     /// What an earlier step kept; `None` if nothing was pruned.
     pub mask: Option<&'a Mask>,
+    /// What of the kept weights an earlier run left; the others are zero, and stay so. `None`: nothing is known of it.
+    pub frozen: Option<&'a Mask>,
     /// The precision the model is kept in.
     pub precision: Precision,
     /// How the result is to be laid out. A method that prunes ignores a dense layout's mask.
@@ -40,7 +42,7 @@ pub struct Layer<'a> {
 impl<'a> Layer<'a> {
     /// A dense weight that nothing was pruned from, and of whose input nothing is known.
     pub fn new(shape: &'a [usize], values: &'a [f32], precision: Precision) -> Self {
-        Self { shape, values, mask: None, precision, layout: LayoutKind::Dense, stats: None }
+        Self { shape, values, mask: None, frozen: None, precision, layout: LayoutKind::Dense, stats: None }
     }
 
     /// Rows of the matrix: output features.

@@ -71,10 +71,11 @@ impl<'s> Calibration<'s> {
         Self { samples: None, inputs, strict: false, memory: Self::MEMORY, statistics: None }
     }
 
-    /// Chooses what the layers of a block are given.
+    /// Chooses what the layers of a block are given. Statistics are kept of [dense inputs](BlockInputs::Dense) alone.
     #[must_use]
     pub fn inputs(self, inputs: BlockInputs) -> Self {
-        Self { inputs, ..self }
+        let statistics = self.statistics.filter(|_| inputs == BlockInputs::Dense);
+        Self { inputs, statistics, ..self }
     }
 
     /// Makes an error of everything that a report would only mention: a layer where the method lost to the plain alternative, a
@@ -451,7 +452,8 @@ impl Plan<'_> {
                 (_, None) => continue,
             };
             report.transforms = changed.words.get(name).cloned().unwrap_or_default();
-            if self.corrected.contains(layer) {
+            // what no block runs stays as it is
+            if self.corrected.contains(layer) && seen.stats.is_some() {
                 self.correct_bias(tensor, &weight, seen, &mut changed)?;
                 report.transforms.push("bias corrected".into());
             }

@@ -49,26 +49,31 @@ struct Item<'c> {
     coded: Option<(Form, u64)>,
 }
 
-/// Replaces a finished file by one whose tensors are coded where that makes them smaller; it stays if that is nowhere.
+/// Replaces a finished file by one whose tensors are coded where that makes them smaller; it stays if that is nowhere. `taken` are
+/// the names of all tensors of the model's files; `next` is told of every tensor, and may stop the work.
 ///
 /// # Errors
-/// When it cannot be read or written.
-pub(super) fn code_file(path: &Path) -> Result<CodedFile, PipelineError> {
+/// When it cannot be read or written, or was stopped.
+pub(super) fn code_file(
+    path: &Path,
+    taken: &BTreeSet<&str>,
+    next: &mut dyn FnMut(&str) -> Result<(), PipelineError>,
+) -> Result<CodedFile, PipelineError> {
     let source = Checkpoint::open(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let error = |action| CheckpointError::io(path, action);
     // coded tensors wait here until the header is known, which says how long each is
     let spool = tempfile::tempfile_in(folder).map_err(error("create a file beside"))?;
     let mut spool = BufWriter::new(spool);
-    let names: BTreeSet<&String> = source.entries().iter().flat_map(|entry| &entry.tensors).collect();
     let (mut items, mut reports) = (Vec::new(), BTreeMap::new());
     for entry in source.entries() {
+        next(&entry.name)?;
         let mut item = Item { entry, coded: None };
         if let Some(form) = form_of(entry) {
             let weight = source.weight(&entry.name)?;
             let coded = coded::encode_weight(&weight);
             let bytes = coded.bytes.len() as u64;
-            let is_free = !names.contains(&coded_name(entry));
+            let is_free = !taken.contains(coded_name(entry).as_str());
             let is_smaller = bytes + header_cost(entry, &form) < entry.bytes;
             let is_smaller = is_free && is_smaller && coded::check_hollow(&form, coded.bytes.len()).is_ok();
             let elements = entry.elements().max(1) as f64;
@@ -103,6 +108,9 @@ pub(super) fn code_file(path: &Path) -> Result<CodedFile, PipelineError> {
     let bytes = file_bytes(&specs, &metadata);
     if items.iter().all(|item| item.coded.is_none()) || bytes >= source.file_bytes() {
         for report in reports.values_mut() {
+            if report.coded {
+                report.bits_per_weight *= report.plain_bytes as f64 / report.bytes.max(1) as f64;
+            }
             report.coded = false;
             report.bytes = report.plain_bytes;
         }

@@ -101,8 +101,8 @@ pub enum PipelineError {
     Transform(#[from] TransformError),
     /// A transform changes a tensor that is compressed already and would have to stay as it is.
     #[error(
-        "{}: tensor `{tensor}` is {form} and would be changed by a transform, but the recipe does not compress it; start from the \
-         original model",
+        "{}: tensor `{tensor}` is {form} and would be changed by a transform, for which it must be dense, and plain or compressed by the \
+         recipe; start from the original model",
         path.display()
     )]
     Transformed {

@@ -224,6 +224,16 @@ impl<'a> Plan<'a> {
         let transforms = Transforms::new(checkpoint, recipe.transforms())?;
         if let Some(rotation) = &transforms.rotation {
             for tensor in tensors.iter_mut().filter(|tensor| rotation.changes(tensor.name())) {
+                // what is pruned would not be where it was
+                if let Stored::Compressed(form) = &tensor.entry.stored
+                    && form.layout() != LayoutKind::Dense
+                {
+                    return Err(PipelineError::Transformed {
+                        path: checkpoint.path().to_path_buf(),
+                        tensor: tensor.entry.name.clone(),
+                        form: tensor.entry.describe(),
+                    });
+                }
                 tensor.reason.push_str("; rotated");
             }
             for added in rotation.added() {
@@ -343,9 +353,10 @@ fn corrected(
     tensors: &[PlannedTensor<'_>],
 ) -> Result<BTreeSet<String>, PipelineError> {
     let names: BTreeSet<&str> = tensors.iter().map(PlannedTensor::name).collect();
-    let quantized = tensors
-        .iter()
-        .filter(|tensor| matches!(&tensor.action, PlannedAction::Compress(job) if job.quantize.is_some()));
+    let quantized = tensors.iter().filter(|tensor| {
+        let is_layer = matches!(tensor.entry.class, TensorClass::Linear | TensorClass::Conv);
+        is_layer && matches!(&tensor.action, PlannedAction::Compress(job) if job.quantize.is_some())
+    });
     let modules = quantized.map(|tensor| tensor.entry.module().to_owned());
     let found: BTreeSet<String> =
         modules.filter(|module| names.contains(format!("{module}.bias").as_str())).collect();

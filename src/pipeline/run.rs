@@ -119,7 +119,9 @@ impl Plan<'_> {
             let path = self.source().to_path_buf();
             let needs = |tensor: &&PlannedTensor<'_>| self.needs_of(tensor) > Needs::Nothing;
             let method = self.tensors().iter().find(needs).map(|tensor| tensor.methods().join(" + "));
-            return Err(PipelineError::NeedsCalibration { path, method: method.unwrap_or_default() });
+            let other = if self.corrected.is_empty() { "a transform" } else { "bias correction" };
+            let method = method.unwrap_or_else(|| other.to_owned());
+            return Err(PipelineError::NeedsCalibration { path, method });
         }
         if self.transforms.is_empty() {
             self.write(output.as_ref(), &Prepared::default(), progress)
@@ -201,7 +203,10 @@ impl Plan<'_> {
             }
             writer.finish()?;
             if self.entropy {
-                coded.push(code_file(&folder.path().join(&file.name))?);
+                let specs = self.tensors().iter().flat_map(|tensor| &tensor.specs);
+                let taken = specs.map(|spec| spec.name.as_str()).collect();
+                let path = folder.path().join(&file.name);
+                coded.push(code_file(&path, &taken, &mut |name| next(Some(name), done))?);
             }
         }
         for layer in &mut layers {
@@ -296,7 +301,9 @@ impl Plan<'_> {
                 weight.mask()
             }
         };
-        let layer = Layer { layout, mask: None, values, ..layer };
+        let earlier =
+            if mask.is_some() && job.quantize.is_some() { self.earlier_mask(tensor)? } else { None };
+        let layer = Layer { layout, mask: None, frozen: earlier.as_ref(), values, ..layer };
         let pruned;
         let layer = match &mask {
             None => layer,

@@ -157,6 +157,9 @@ impl Small {
 
     /// Replaces `B`, `[size, cols]`, by `L⁻¹·B`.
     fn forward(&self, rows: &mut [f64], cols: usize) {
+        if cols == 0 {
+            return;
+        }
         for i in 0..self.size {
             let (before, row) = rows.split_at_mut(i * cols);
             let row = &mut row[..cols];
@@ -173,6 +176,9 @@ impl Small {
 
     /// Replaces `B`, `[size, cols]`, by `L⁻ᵀ·B`.
     fn backward(&self, rows: &mut [f64], cols: usize) {
+        if cols == 0 {
+            return;
+        }
         for i in (0..self.size).rev() {
             let (row, after) = rows[i * cols..].split_at_mut(cols);
             for (k, other) in after.chunks_exact(cols).enumerate() {

@@ -7,6 +7,9 @@ use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
 use crate::quantize::calibrated::{Found, Plain, comparison_bytes, keep_better, statistics};
 use crate::weight::{Coding, Mask};
 
+/// The smallest score of a weight that is there.
+const LEAST: f32 = f32::from_bits(1);
+
 /// Wanda: drops the weights whose magnitude, times the norm of the input that they meet, is smallest.
 ///
 /// Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (2023), equation 1: `|W_ij| · ‖X_j‖₂`, compared
@@ -68,7 +71,8 @@ impl Wanda {
             let rows = bits.par_chunks_mut(cols.div_ceil(8)).zip(layer.values.par_chunks(cols)).enumerate();
             rows.for_each_init(Vec::new, |saliency: &mut Vec<f32>, (row, (bits, values))| {
                 saliency.clear();
-                saliency.extend(values.iter().zip(&norms).map(|(w, norm)| w.abs() * norm));
+                // what is pruned below goes before what no output sees
+                saliency.extend(values.iter().zip(&norms).map(|(w, norm)| (w.abs() * norm).max(LEAST)));
                 if let Some(earlier) = layer.mask {
                     let pruned = |column: &usize| !earlier.keeps(row, *column);
                     (0..cols).filter(pruned).for_each(|column| saliency[column] = 0.0);

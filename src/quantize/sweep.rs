@@ -275,9 +275,16 @@ impl<'a> Rows<'a> {
         self.shared.factor.order[columns.clone()].iter().map(bits).collect()
     }
 
+    /// What no earlier step or run pruned of some columns; `None`: nothing was.
+    fn earlier(&self, columns: &Range<usize>) -> Option<Vec<u32>> {
+        let Layer { mask, frozen, .. } = self.shared.layer;
+        let bits = [mask, frozen].into_iter().flatten().map(|mask| self.bits_of(mask, columns));
+        bits.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a & b).collect())
+    }
+
     /// Which of some columns are kept: what was chosen, and what no earlier step pruned. Empty: all.
     fn kept(&self, columns: &Range<usize>) -> Vec<u32> {
-        let earlier = self.shared.layer.mask.map(|mask| self.bits_of(mask, columns));
+        let earlier = self.earlier(columns);
         let chosen = match &self.shared.choice {
             Choice::Given(mask) => mask.as_ref().map(|mask| self.bits_of(mask, columns)),
             _ => Some(self.chosen[columns.clone()].to_vec()),
@@ -298,12 +305,13 @@ impl<'a> Rows<'a> {
 
     /// What losing each of some weights would cost, as a square root; nothing for what is pruned already.
     fn saliency(&self, columns: &Range<usize>, mut weights: Vec<f32>) -> Vec<f32> {
-        let earlier = self.shared.layer.mask.map(|mask| self.bits_of(mask, columns)).unwrap_or_default();
+        let earlier = self.earlier(columns).unwrap_or_default();
         for (at, lanes) in weights.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
             let cost = self.shared.factor.cost(columns.start + at);
             let earlier = earlier.get(at).copied().unwrap_or(u32::MAX);
             for (lane, x) in lanes.iter_mut().enumerate() {
-                *x = if earlier >> lane & 1 == 1 { x.abs() * cost } else { 0.0 };
+                // what was pruned goes before what no output sees
+                *x = if earlier >> lane & 1 == 1 { (x.abs() * cost).max(f32::from_bits(1)) } else { 0.0 };
             }
         }
         weights

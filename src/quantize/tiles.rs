@@ -83,5 +83,5 @@ pub(super) fn affines(weight: &CompressedWeight) -> Vec<Affine> {
 
 /// Whether the value at `(row, col)` was pruned.
 pub(super) fn is_pruned(layer: &Layer<'_>, row: usize, col: usize) -> bool {
-    layer.mask.is_some_and(|mask| !mask.keeps(row, col))
+    [layer.mask, layer.frozen].into_iter().flatten().any(|mask| !mask.keeps(row, col))
 }

@@ -122,7 +122,11 @@ impl Codebooks {
 
     pub(crate) fn check(&self, rows: usize, cols: usize) -> Result<ScaleGrid, WeightError> {
         let grid = self.granularity.grid(rows, cols);
-        WeightError::check_len("values of codebooks", grid.len() * self.bits.entries(), self.values.len())?;
+        WeightError::check_len(
+            "values of codebooks",
+            grid.len().saturating_mul(self.bits.entries()),
+            self.values.len(),
+        )?;
         Ok(grid)
     }
 }

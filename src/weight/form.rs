@@ -408,7 +408,8 @@ impl Form {
             Coding::Float(precision) => (self.kept * precision.size(), 0, 0),
             Coding::F8E4M3 { scales, .. } => (self.kept, scale_count * scales.size(), 0),
             Coding::Codebook { bits, values, .. } => {
-                (packed(bits.get()), scale_count * bits.entries() * values.size(), 0)
+                // as much as anything is, if it does not fit the address space
+                (packed(bits.get()), scale_count.saturating_mul(bits.entries() * values.size()), 0)
             }
             Coding::Int { bits, symmetric, granularity, scales } => {
                 let values = if self.is_bytes() { self.kept } else { packed(bits.get()) };
@@ -462,7 +463,7 @@ pub struct WeightBytes {
 impl WeightBytes {
     /// All of them.
     pub fn total(self) -> u64 {
-        self.values + self.positions + self.scales + self.zero_points
+        [self.positions, self.scales, self.zero_points].into_iter().fold(self.values, u64::saturating_add)
     }
 }
 

@@ -35,7 +35,14 @@ pub(crate) struct CodedWeight {
 
 /// Whether so few bytes may stand for a weight of this form.
 pub(crate) fn check_hollow(form: &Form, bytes: usize) -> Result<(), WeightError> {
-    let elements = form.rows() * form.cols();
+    // what a few bytes could ask for: values, those of codebooks, and a number for every row
+    let entries = match form.coding() {
+        Coding::Codebook { bits, .. } => bits.entries(),
+        _ => 1,
+    };
+    let tiles = form.grid().map_or(0, |grid| grid.len());
+    let of_rows = if form.layout() == LayoutKind::CompressedRows { form.rows() } else { 0 };
+    let elements = (form.rows() * form.cols()).max(tiles.saturating_mul(entries)).max(of_rows);
     if elements > HOLLOW_ELEMENTS && elements / ELEMENTS_PER_BYTE > bytes {
         return Err(WeightError::Hollow { shape: form.shape().to_vec(), elements, bytes: bytes as u64 });
     }
@@ -277,8 +284,7 @@ impl Parts<'_> {
     }
 
     fn symbols(&mut self, count: usize) -> Result<Vec<u8>, Fault> {
-        let mut symbols = Vec::new();
-        symbols.try_reserve_exact(count).map_err(|_| Fault::Memory(count))?;
+        let mut symbols = room(count)?;
         symbols.resize(count, 0);
         self.bytes = decode(self.bytes, &mut symbols)?;
         Ok(symbols)
@@ -292,7 +298,7 @@ impl Parts<'_> {
     fn stored(&mut self, precision: Precision, count: usize) -> Result<Vec<u8>, Fault> {
         let planes: Vec<Vec<u8>> =
             (0..precision.size()).map(|_| self.symbols(count)).collect::<Result<_, _>>()?;
-        let mut stored = Vec::with_capacity(count * planes.len());
+        let mut stored = room(count * planes.len())?;
         for i in 0..count {
             let mut bits = [0; size_of::<u32>()];
             for (byte, plane) in bits.iter_mut().zip(&planes) {
@@ -306,7 +312,8 @@ impl Parts<'_> {
 
     fn floats(&mut self, precision: Precision, count: usize) -> Result<Vec<f32>, Fault> {
         let stored = self.stored(precision, count)?;
-        let mut values = vec![0.0; count];
+        let mut values = room(count)?;
+        values.resize(count, 0.0);
         convert::widen(FloatType::of(precision.dtype()).unwrap_or(FloatType::F32), &stored, &mut values);
         Ok(values)
     }
@@ -333,7 +340,7 @@ impl Parts<'_> {
         precision: Precision,
         tiles: usize,
     ) -> Result<Codebooks, Fault> {
-        let values = self.floats(precision, tiles * bits.entries())?;
+        let values = self.floats(precision, tiles.saturating_mul(bits.entries()))?;
         Ok(Codebooks::new(bits, granularity, precision, values)?)
     }
 
@@ -356,8 +363,7 @@ impl Parts<'_> {
             }
             LayoutKind::Bitmask => {
                 let stride = cols.div_ceil(8);
-                let mut mask = Vec::new();
-                mask.try_reserve_exact(rows * stride).map_err(|_| Fault::Memory(rows * stride))?;
+                let mut mask = room(rows * stride)?;
                 mask.resize(rows * stride, 0u8);
                 self.bytes = read_gaps(self.bytes, kept, end, |position| {
                     let (row, col) = (position as usize / cols, position as usize % cols);
@@ -366,7 +372,8 @@ impl Parts<'_> {
                 Ok(Layout::bitmask(Mask::from_bytes(rows, cols, mask)?))
             }
             LayoutKind::CompressedRows => {
-                let (mut columns, mut offsets) = (Vec::with_capacity(kept), vec![0u64; rows + 1]);
+                let (mut columns, mut offsets) = (room(kept)?, room(rows + 1)?);
+                offsets.resize(rows + 1, 0u64);
                 self.bytes = read_gaps(self.bytes, kept, end, |position| {
                     columns.push((position as usize % cols) as u32);
                     offsets[position as usize / cols + 1] += 1;
@@ -380,6 +387,13 @@ impl Parts<'_> {
             }
         }
     }
+}
+
+/// Room for so many elements, if there is memory for them.
+fn room<T>(count: usize) -> Result<Vec<T>, Fault> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(count).map_err(|_| Fault::Memory(count.saturating_mul(size_of::<T>())))?;
+    Ok(room)
 }
 
 /// Codes are as they are stored, not negative.

@@ -48,7 +48,9 @@ pub(crate) fn read_gaps(
     end: u64,
     mut each: impl FnMut(u64),
 ) -> Result<&[u8], EntropyError> {
-    let mut symbols = vec![0; count];
+    let mut symbols = Vec::new();
+    symbols.try_reserve_exact(count).map_err(|_| EntropyError("has more positions than there is memory"))?;
+    symbols.resize(count, 0);
     let mut rest = BitReader::new(decode(bytes, &mut symbols)?);
     let mut next = 0u64;
     for symbol in symbols {

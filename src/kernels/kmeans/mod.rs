@@ -2,7 +2,7 @@
 //!
 //! Clusters of sorted numbers are runs, so that the best `k` of them can be found by dynamic programming (Wang and Song,
 //! "Ckmeans.1d.dp", 2011), here by divide and conquer over each row of its table. Numbers are first gathered into sorted
-//! points: all distinct ones when they are few, else bins of a 2048th of their own size, whose sums are exact integers. Where
+//! points: all distinct ones of up to 2^17 numbers, of more of them bins of a 2048th of their own size, whose sums are exact integers. Where
 //! the table would become too large, the program runs over merged points, and Lloyd's steps over the points themselves
 //! follow. Nothing depends on the number of threads or the instruction level.
 
@@ -56,9 +56,10 @@ pub enum Start {
 
 /// The centroids of at most `clusters` clusters with a small sum of `weight · (value − centroid)²`, ascending.
 ///
-/// From [`Start::Optimal`] it is the smallest there is for up to `2^20 / clusters` distinct values, and within a fraction of a
-/// thousandth of it for more; from any other start it is what Lloyd's algorithm ends at. There are fewer centroids than
-/// asked for when there are fewer distinct values, and none of no values. Values of weight 0 count only if all are.
+/// From [`Start::Optimal`] it is the smallest there is for up to 2^17 values of which up to `2^20 / clusters` are distinct, and
+/// within a fraction of a thousandth of it for more; from any other start it is what Lloyd's algorithm ends at. Of more than 2^17
+/// values those that agree in sign, exponent and the upper 11 bits of the mantissa count as one. There are fewer centroids
+/// than asked for when there are fewer values that differ, and none of no values. Values of weight 0 count only if all are.
 ///
 /// # Shapes
 /// `weights`, finite and at least 0, has as many elements as `values`; without it all weigh the same.
@@ -102,7 +103,7 @@ pub fn centroids(
     let starts = match start {
         Start::Optimal => {
             let (merged, firsts) = points.merged(lines::most_points(clusters));
-            let ends = Lines::of(&merged).clusters(clusters);
+            let ends = Lines::of(&merged).clusters(clusters.min(merged.len()));
             // from merged points to those they were made of
             let ends: Vec<usize> =
                 ends.into_iter().map(|end| firsts.get(end).copied().unwrap_or(points.len())).collect();

@@ -150,11 +150,15 @@ impl Points {
             }
             firsts
         };
-        // the narrowest of 64 bisections that are enough
+        // the narrowest of bisections that are enough, of as many as it takes to separate what lies close together beside an
+        // outlier
         let (mut low, mut high) = (0.0, self.positions[self.len() - 1] - self.positions[0]);
         let mut found = vec![0];
-        for _ in 0..64 {
+        loop {
             let width = f64::midpoint(low, high);
+            if width <= low || width >= high {
+                break;
+            }
             let tried = firsts(width);
             if tried.len() > most {
                 low = width;

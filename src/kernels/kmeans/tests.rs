@@ -158,3 +158,14 @@ fn largest_numbers_have_a_middle() {
     let centers = [-f32::MAX, f32::MAX];
     assert_eq!(centroids(&centers, None, 2, Start::Optimal).unwrap(), centers);
 }
+
+/// All but one of many values lie so close together beside it that bisections of the span hardly tell them apart.
+#[test]
+fn an_outlier_beyond_all_measure_takes_one_cluster() {
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let mut values: Vec<f32> = (0..70_000).map(|_| random.random_range(-0.1..0.1)).collect();
+    values.push(1e20);
+    let centers = centroids(&values, None, 16, Start::Optimal).unwrap();
+    assert_eq!((centers.len(), centers[15]), (16, 1e20));
+    assert!(centers[..15].iter().all(|x| x.abs() < 0.1), "{centers:?}");
+}

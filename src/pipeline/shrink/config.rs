@@ -40,7 +40,13 @@ pub(super) fn shrunk_config(
             types.retain(|_| blocks.next().copied().unwrap_or(true));
         }
         // the first so many blocks look back to the first token
-        if let Some(first) = config.get("max_window_layers").and_then(Value::as_u64) {
+        let first = config.get("max_window_layers").and_then(Value::as_u64).or_else(|| {
+            let windowed = config.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
+            let listed = config.get("layer_types").is_some_and(|types| !types.is_null());
+            // what it is where nothing is said
+            (windowed && !listed).then_some(28)
+        });
+        if let Some(first) = first {
             let full = kept_blocks.iter().take(usize::try_from(first).unwrap_or(usize::MAX));
             let beyond = (first as usize).saturating_sub(kept_blocks.len());
             config["max_window_layers"] = json!(full.filter(|kept| **kept).count() + beyond);

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::{Amount, Shrink};
@@ -313,7 +314,7 @@ fn plan_units(
         });
     }
     // a multiple is for products; heads have their own size
-    let multiple = options.multiple.filter(|_| kind != UnitKind::Heads);
+    let multiple = if kind == UnitKind::Heads { NonZeroUsize::new(1) } else { options.multiple };
     let mut planned = Vec::new();
     for (number, group) in groups() {
         let after = amount.kept(group.count, multiple);
@@ -339,8 +340,9 @@ fn plan_units(
         }
     }
     if planned.is_empty() {
+        let or = if kind == UnitKind::Heads { "" } else { ", or for another multiple" };
         return Err(format!(
-            "{amount} of the {kind} are none, once what stays is rounded up; ask for more, or for another multiple"
+            "{amount} of the {kind} are none, once what stays is rounded up; ask for more{or}"
         ));
     }
     Ok(planned)

@@ -140,6 +140,10 @@ impl ShrinkPlan<'_> {
         let last = self.units.iter().map(|units| self.group(units).block).max();
         for block in 0..last.map_or(0, |last| last + 1) {
             if kept_blocks.get(block) == Some(&false) {
+                // what the original gives goes through all of its blocks
+                if calibration.inputs == BlockInputs::Dense && seen.runs_on() && Some(block) != last {
+                    run_block(&model, block, &mut seen.store)?;
+                }
                 continue;
             }
             let of_block: Vec<&PlannedUnits> =
