@@ -35,7 +35,7 @@ fn stories(zoo: &Path, model: &str) -> Result<(), Failed> {
     let repaired = perplexity(shrink, "repaired")?;
     let naive = perplexity(shrink.importance(Importance::Magnitude).repair(false), "naive")?;
     // 7.006918 before: repair takes back at least half of what naive removal costs
-    let dense = 7.006918;
+    let dense = 7.006_918;
     check(repaired > dense && repaired - dense < (naive - dense) / 2.0, || {
         format!("{repaired}, left out {naive}")
     })
