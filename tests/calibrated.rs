@@ -14,7 +14,7 @@ use tersor::recipe::{Criterion, Rounding, Transform};
 use tersor::{
     Allocation, Bits, CalibrateError, Checkpoint, CpuLevel, Cut, DType, Decoder, Execution, Gptq,
     Granularity, LanguageModel, Needs, OutputFormat, PipelineError, Plan, PresetOptions, Recipe, Run,
-    Samples, Step, one_line,
+    Samples, Step, VerifyOptions, one_line, verify,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -63,6 +63,25 @@ fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
     (a - b).mapv(|x| x * x).sum().sqrt() / a.mapv(|x| x * x).sum().sqrt()
 }
 
+/// What every layer of the dense network is given, token by token.
+fn inputs_of(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<Vec<f32>>> {
+    let mut inputs: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
+    let model = Decoder::open(checkpoint, Execution::default()).unwrap();
+    let vocab = model.vocab_size();
+    for s in 0..12 {
+        let tokens: Vec<u32> =
+            (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
+        let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
+            for layer in layers {
+                let rows = inputs.entry((*layer).to_owned()).or_default();
+                rows.extend(x.rows().into_iter().map(|row| row.to_vec()));
+            }
+        };
+        model.forward(&tokens, Some(&mut tap)).unwrap();
+    }
+    inputs
+}
+
 #[test]
 fn reported_errors_are_those_of_the_layers_outputs() {
     let checkpoint = tiny();
@@ -76,20 +95,7 @@ fn reported_errors_are_those_of_the_layers_outputs() {
         assert_eq!(outcome.tokens, 12 * 24);
     }
     // the first block sees what the embedding gives, whatever became of it: by the definition, in f64
-    let mut inputs: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
-    let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
-    let vocab = model.vocab_size();
-    for s in 0..12 {
-        let tokens: Vec<u32> =
-            (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
-        let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
-            for layer in layers {
-                let rows = inputs.entry((*layer).to_owned()).or_default();
-                rows.extend(x.rows().into_iter().map(|row| row.to_vec()));
-            }
-        };
-        model.forward(&tokens, Some(&mut tap)).unwrap();
-    }
+    let inputs = inputs_of(&checkpoint);
     let compressed = Checkpoint::open(&output).unwrap();
     let first = run.layers.iter().filter(|layer| layer.name.contains("layers.0."));
     let mut seen = 0;
@@ -414,6 +420,36 @@ fn a_rotated_model_computes_the_same() {
     assert!(run.layers.iter().all(|layer| layer.methods[0] == "rotation"), "{:?}", run.layers[0].methods);
     assert!(distance(&logits(checkpoint.path()), &logits(&output)) < 0.02);
     assert!(!folder.path().join("out.unfinished").exists());
+
+    // value by value they differ, and verify says why
+    let verification = verify(checkpoint.path(), &output, VerifyOptions::default()).unwrap();
+    assert_eq!(verification.failures().count(), 0);
+    assert_eq!(verification.changed().count(), verification.checks.len());
+    assert!(verification.changed().all(|check| check.changed.as_deref() == Some("rotation")));
+    let manifest = fs::read_to_string(output.join("tersor.json")).unwrap();
+    fs::write(output.join("tersor.json"), manifest.replace("\"changed\"", "\"other\"")).unwrap();
+    let unexplained = verify(checkpoint.path(), &output, VerifyOptions::default()).unwrap();
+    assert_eq!(unexplained.changed().count(), 0);
+    assert!(unexplained.failures().count() > verification.checks.len() / 2);
+}
+
+#[test]
+fn verify_tells_what_was_changed_from_what_was_not() {
+    let checkpoint = Checkpoint::open(fixture("golden/transformers/llama-bias")).unwrap();
+    let recipe = recipe("clip").transform(Transform::from_name("awq").unwrap()).correct_biases(true);
+    let folder = Folder::new();
+    let output = folder.path().join("out");
+    run(&checkpoint, &recipe, &output);
+    let verification = verify(checkpoint.path(), &output, VerifyOptions::default()).unwrap();
+    assert_eq!(verification.failures().count(), 0);
+    let changed = |name: &str| {
+        let check = verification.checks.iter().find(|check| check.name == name).unwrap();
+        check.changed.clone().unwrap_or_default()
+    };
+    assert!(changed("model.layers.0.self_attn.q_proj.weight").starts_with("activation-aware scales, ratio"));
+    assert_eq!(changed("model.layers.0.input_layernorm.weight"), "scaled for the next layers");
+    assert_eq!(changed("model.layers.0.self_attn.q_proj.bias"), "bias corrected");
+    assert_eq!(changed("model.embed_tokens.weight"), "");
 }
 
 #[test]
@@ -537,34 +573,18 @@ fn corrected_biases_make_up_for_the_mean_error() {
         run.layers[0]
     );
 
-    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let model = Decoder::open(&checkpoint, Execution::default()).unwrap();
-    let vocab = model.vocab_size();
-    for s in 0..12 {
-        let tokens: Vec<u32> =
-            (s * 24..(s + 1) * 24).map(|i| ((i * i * 7 + i * 13 + 5) % vocab) as u32).collect();
-        let mut tap = |layers: &[&str], x: ArrayView2<'_, f32>| {
-            for layer in layers {
-                let sum = sums.entry((*layer).to_owned()).or_insert_with(|| vec![0.0; x.ncols()]);
-                for row in x.rows() {
-                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
-                }
-            }
-        };
-        model.forward(&tokens, Some(&mut tap)).unwrap();
-    }
     let compressed = Checkpoint::open(&output).unwrap();
     let mut changed = 0;
-    for (layer, sum) in sums.iter().filter(|(layer, _)| layer.contains("layers.0.")) {
+    for (layer, inputs) in inputs_of(&checkpoint).iter().filter(|(layer, _)| layer.contains("layers.0.")) {
         let dense =
             |checkpoint: &Checkpoint, what: &str| checkpoint.dense(&format!("{layer}.{what}")).unwrap();
         let (before, after) = (dense(&checkpoint, "weight"), dense(&compressed, "weight"));
         let (bias, corrected) = (dense(&checkpoint, "bias"), dense(&compressed, "bias"));
-        let cols = sum.len();
+        let cols = inputs[0].len();
         for (row, (bias, corrected)) in bias.iter().zip(&corrected).enumerate() {
             let of_column = |col: usize| {
                 let error = f64::from(before[row * cols + col]) - f64::from(after[row * cols + col]);
-                error * sum[col] / (12.0 * 24.0)
+                error * inputs.iter().map(|x| f64::from(x[col])).sum::<f64>() / inputs.len() as f64
             };
             let expected = f64::from(*bias) + (0..cols).map(of_column).sum::<f64>();
             assert!((f64::from(*corrected) - expected).abs() < 1e-5, "{layer}: {corrected}, not {expected}");

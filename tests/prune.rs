@@ -530,3 +530,19 @@ fn rounding_and_pruning_together_is_better_than_one_after_the_other() {
         assert!(Pruning::from(Wanda::new(pattern)).jointly_with(&gptq).is_none());
     }
 }
+
+#[test]
+fn rounding_and_pruning_together_take_the_larger_damping_of_both() {
+    let (values, _, stats) = calibrated(6, 32, 60);
+    let layer = Layer { stats: Some(&stats), ..layer(&[6, 32], &values, LayoutKind::Bitmask) };
+    for (pruning, rounding) in [(0.2, 0.05), (0.05, 0.2)] {
+        let pruning = Pruning::from(SparseGpt::new(half()).damping(pruning));
+        let gptq = Gptq::int(Bits::new(4).unwrap()).damping(rounding);
+        let joint = pruning.jointly_with(&gptq).unwrap().compress(&layer).unwrap();
+        assert_eq!(joint.outcome.unwrap().damping, 0.2);
+    }
+    let unusable = Pruning::from(SparseGpt::new(half()).damping(f64::NAN));
+    let gptq = Gptq::int(Bits::new(4).unwrap());
+    let error = unusable.jointly_with(&gptq).unwrap().compress(&layer).unwrap_err().to_string();
+    assert!(error.contains("damping"), "{error}");
+}

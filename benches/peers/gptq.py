@@ -4,7 +4,8 @@
     python benches/peers/gptq.py PATH/TO/gptq-… [size] [rounds] [gptq | 50% | 2:4]
 
 The Hessian is given to both. Ours also makes the plain alternative (rounding to nearest, magnitude pruning) and measures the
-output's error of both results, within the time; "alone" is without that comparison, which torch does not make. Prints medians and their ratios, with 1 and 2 threads.
+output's error of both results, within the time; "alone" is without that comparison, which torch does not make. Prints medians and their ratios, with 1 and 2
+threads.
 """
 
 import os
@@ -20,12 +21,16 @@ def quantize(w, scale):
     return torch.clamp(torch.round(w / scale), -8, 7) * scale
 
 
-def gptq(weights, hessian, group=128, block=128, damping=0.01):
-    """Frantar et al. 2022, as the authors' code and the packages after it do it, in float32."""
-    w, h = weights.clone(), hessian.clone()
-    cols = w.shape[1]
+def factor_of_inverse(hessian, damping=0.01):
+    h = hessian.clone()
     h.diagonal().add_(damping * h.diagonal().mean())
-    h = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+
+
+def gptq(weights, hessian, group=128, block=128):
+    """Frantar et al. 2022, as the authors' code and the packages after it do it, in float32."""
+    w, h = weights.clone(), factor_of_inverse(hessian)
+    cols = w.shape[1]
     for first in range(0, cols, block):
         last = min(first + block, cols)
         part, inverse = w[:, first:last].clone(), h[first:last, first:last]
@@ -44,12 +49,10 @@ def gptq(weights, hessian, group=128, block=128, damping=0.01):
     return w
 
 
-def sparse_gpt(weights, hessian, pattern, block=128, damping=0.01):
+def sparse_gpt(weights, hessian, pattern, block=128):
     """Frantar & Alistarh 2023, the same."""
-    w, h = weights.clone(), hessian.clone()
+    w, h = weights.clone(), factor_of_inverse(hessian)
     cols = w.shape[1]
-    h.diagonal().add_(damping * h.diagonal().mean())
-    h = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     for first in range(0, cols, block):
         last = min(first + block, cols)
         part, inverse = w[:, first:last].clone(), h[first:last, first:last]

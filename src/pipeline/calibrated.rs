@@ -27,6 +27,8 @@ use crate::quantize::{ActivationObserver, FloatCast, bias_correction};
 use crate::recipe::InputQuantization;
 use crate::weight::{CompressedWeight, InputScales};
 
+const BIAS_CORRECTED: &str = "bias corrected";
+
 /// The tensors of a block, by name.
 type Planned<'p> = BTreeMap<&'p str, &'p PlannedTensor<'p>>;
 
@@ -452,10 +454,11 @@ impl Plan<'_> {
                 (_, None) => continue,
             };
             report.transforms = changed.words.get(name).cloned().unwrap_or_default();
+            report.changed = changed.values.contains_key(name);
             // what no block runs stays as it is
             if self.corrected.contains(layer) && seen.stats.is_some() {
                 self.correct_bias(tensor, &weight, seen, &mut changed)?;
-                report.transforms.push("bias corrected".into());
+                report.transforms.push(BIAS_CORRECTED.into());
             }
             weights.push((name.to_owned(), weight));
             reports.push(report);
@@ -482,6 +485,7 @@ impl Plan<'_> {
             return Err(CheckpointError::tensor(self.source(), &name, reason).into());
         }
         bias.iter_mut().zip(&correction).for_each(|(bias, correction)| *bias += correction);
+        changed.say(&name, BIAS_CORRECTED.into());
         changed.values.insert(name, bias);
         Ok(())
     }
@@ -509,6 +513,7 @@ impl Plan<'_> {
             errors: None,
             outcomes: Vec::new(),
             transforms: Vec::new(),
+            changed: false,
         };
         Ok((compressed.weight, report))
     }
@@ -551,6 +556,7 @@ impl Plan<'_> {
             errors: Some(errors),
             outcomes: compressed.outcomes,
             transforms: Vec::new(),
+            changed: false,
         };
         Ok((compressed.weight, report))
     }

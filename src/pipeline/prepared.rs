@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub(super) struct TensorReport {
     pub(super) outcomes: Vec<Outcome>,
     /// What was done to it before.
     pub(super) transforms: Vec<String>,
+    /// Whether that changed its values.
+    pub(super) changed: bool,
 }
 
 /// Tensors that stand ready to be written.
@@ -35,6 +37,12 @@ impl Prepared {
         let number = self.blocks.len();
         self.by_name.extend(block.tensors.entries().iter().map(|entry| (entry.name.clone(), number)));
         self.blocks.push(block);
+    }
+
+    /// The tensors whose values are others than the source's, whatever form they have, and what changed them.
+    pub(super) fn changed(&self) -> BTreeMap<&str, &[String]> {
+        let reports = self.blocks.iter().flat_map(|block| &block.reports).filter(|report| report.changed);
+        reports.map(|report| (report.name.as_str(), report.transforms.as_slice())).collect()
     }
 
     /// Whether a tensor is among them.

@@ -230,6 +230,7 @@ impl Plan<'_> {
             "bytes_before": self.bytes_before(),
             "bytes_after": bytes_after,
             "layers": layers,
+            "changed": prepared.changed(),
         });
         folder.write(Path::new(crate::checkpoint::MANIFEST), &pretty(&manifest))?;
         next(None, done)?;

@@ -14,6 +14,9 @@ use crate::recipe::Transform;
 use crate::transform::{Fold, Rotation, TransformError, folds};
 use crate::weight::{Coding, Granularity};
 
+/// Of what gives a scaled input, or is added to it.
+const FOLDED: &str = "scaled for the next layers";
+
 /// The transforms of a recipe, for one checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Transforms {
@@ -31,7 +34,7 @@ pub(super) struct Changed {
 }
 
 impl Changed {
-    fn say(&mut self, name: &str, words: String) {
+    pub(super) fn say(&mut self, name: &str, words: String) {
         self.words.entry(name.to_owned()).or_default().push(words);
     }
 
@@ -186,9 +189,8 @@ impl Transforms {
                     let mut values = changed.get(plan.checkpoint, name)?;
                     fold.scale(name, &mut values, &scales)?;
                     changed.values.insert(name.to_owned(), values);
-                }
-                for name in &names {
-                    changed.say(name, words.clone());
+                    let takes = names.iter().any(|consumer| consumer == name);
+                    changed.say(name, if takes { words.clone() } else { FOLDED.into() });
                 }
             }
         }

@@ -1,8 +1,7 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
 use crate::checkpoint::formats::compressed_tensors::{QuantizationConfig, is_quantized};
@@ -31,9 +30,12 @@ pub struct Check {
     pub form: String,
     /// What is wrong, if anything.
     pub failure: Option<String>,
-    /// Relative error, and the bound it was held against.
+    /// What changed its values before it was compressed (transforms, bias correction), by the output's manifest. Its error is
+    /// then not held against a bound: whether such changes keep what the network answers shows only when it runs.
+    pub changed: Option<String>,
+    /// Relative error.
     pub relative_error: f64,
-    /// The bound.
+    /// The bound that it was held against.
     pub bound: f64,
 }
 
@@ -53,10 +55,18 @@ impl Verification {
     pub fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|c| c.failure.is_some())
     }
+
+    /// The checks that found nothing wrong, of tensors whose values were changed on purpose.
+    pub fn changed(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| c.failure.is_none() && c.changed.is_some())
+    }
 }
 
 /// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, the error of every value
 /// that may differ, and what `config.json` tells loaders about each weight.
+///
+/// What a rotation, scales or bias correction [changed](Check::changed) cannot be held against the source value by value: compare
+/// what the networks answer, with [`Agreement`](crate::evaluate::Agreement).
 ///
 /// # Errors
 /// When either cannot be read. What is merely wrong is in the result.
@@ -67,7 +77,7 @@ pub fn verify(
 ) -> Result<Verification, PipelineError> {
     let original = Checkpoint::open(source.as_ref())?;
     let compressed = Checkpoint::open(output.as_ref())?;
-    let pruned = pruned_layers(output.as_ref())?;
+    let made = MadeOf::read(output.as_ref())?;
     let config_path = output.as_ref().join("config.json");
     let configuration = match compressed.config() {
         Some(config) => QuantizationConfig::from_config(&config_path, config)?,
@@ -89,8 +99,7 @@ pub fn verify(
     for entry in original.entries() {
         checks.push(match compressed.entry(&entry.name) {
             Ok(other) => {
-                let pruned = pruned.contains(&entry.name);
-                let mut check = check(&original, &compressed, entry, other, pruned, options)?;
+                let mut check = check(&original, &compressed, entry, other, &made, options)?;
                 check.failure = check.failure.or_else(|| misleads(other));
                 check
             }
@@ -106,16 +115,37 @@ pub fn verify(
     Ok(Verification { source: source.as_ref().into(), output: output.as_ref().into(), checks })
 }
 
-/// The tensors that were pruned, by the manifest of a folder that tersor wrote: where zeros are stored like other values,
-/// nothing else tells them from a fault.
-fn pruned_layers(output: &Path) -> Result<BTreeSet<String>, CheckpointError> {
-    let path = output.join(MANIFEST);
-    let Ok(bytes) = read_regular(&path) else { return Ok(BTreeSet::new()) };
-    let manifest: Value = serde_json::from_slice(&bytes)
-        .map_err(|e| CheckpointError::config(&path, format!("is not JSON: {e}")))?;
-    let layers = manifest.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let pruned = layers.iter().filter(|l| l.get("pruned").and_then(Value::as_bool) == Some(true));
-    Ok(pruned.filter_map(|l| Some(l.get("name")?.as_str()?.to_owned())).collect())
+/// What the manifest of a folder that tersor wrote says of its tensors, and nothing else tells from a fault.
+#[derive(Default)]
+struct MadeOf {
+    /// Those that were pruned: their zeros may be stored like other values.
+    pruned: BTreeSet<String>,
+    /// Those that were changed, and by what.
+    changed: BTreeMap<String, Vec<String>>,
+}
+
+impl MadeOf {
+    fn read(output: &Path) -> Result<Self, CheckpointError> {
+        #[derive(Deserialize)]
+        struct Manifest {
+            #[serde(default)]
+            layers: Vec<Layer>,
+            #[serde(default)]
+            changed: BTreeMap<String, Vec<String>>,
+        }
+        #[derive(Deserialize)]
+        struct Layer {
+            name: String,
+            #[serde(default)]
+            pruned: bool,
+        }
+        let path = output.join(MANIFEST);
+        let Ok(bytes) = read_regular(&path) else { return Ok(Self::default()) };
+        let manifest: Manifest = serde_json::from_slice(&bytes)
+            .map_err(|e| CheckpointError::config(&path, format!("is no manifest that tersor wrote: {e}")))?;
+        let pruned = manifest.layers.into_iter().filter(|layer| layer.pruned).map(|layer| layer.name);
+        Ok(Self { pruned: pruned.collect(), changed: manifest.changed })
+    }
 }
 
 fn failed(name: &str, form: &str, failure: String) -> Check {
@@ -123,6 +153,7 @@ fn failed(name: &str, form: &str, failure: String) -> Check {
         name: name.to_owned(),
         form: form.to_owned(),
         failure: Some(failure),
+        changed: None,
         relative_error: f64::NAN,
         bound: f64::NAN,
     }
@@ -133,10 +164,12 @@ fn check(
     compressed: &Checkpoint,
     before: &Entry,
     after: &Entry,
-    pruned: bool,
+    made: &MadeOf,
     options: VerifyOptions,
 ) -> Result<Check, PipelineError> {
     let form = after.describe();
+    let pruned = made.pruned.contains(&before.name);
+    let changed = made.changed.get(&before.name).map(|words| words.join(", "));
     let fail = |failure: String| Ok(failed(&before.name, &form, failure));
     if before.shape != after.shape {
         return fail(format!("shape {:?} became {:?}", before.shape, after.shape));
@@ -147,9 +180,10 @@ fn check(
         let same = original.tensor(&before.name)?.bytes == compressed.tensor(&before.name)?.bytes;
         let (relative_error, bound) = (0.0, 0.0);
         if same {
-            return Ok(Check { name: before.name.clone(), form, failure: None, relative_error, bound });
+            let name = before.name.clone();
+            return Ok(Check { name, form, failure: None, changed, relative_error, bound });
         }
-        if !pruned {
+        if !pruned && changed.is_none() {
             return fail("it was to be copied, but its bytes differ".into());
         }
     }
@@ -164,12 +198,17 @@ fn check(
         return fail(format!("it holds {found}"));
     }
     let errors = WeightErrors::between(&values, dense);
-    let bound = options.max_relative_error.unwrap_or_else(|| bound(&values, &weight, pruned));
+    let bound = match (&changed, options.max_relative_error) {
+        (Some(_), _) => f64::INFINITY,
+        (None, Some(asked)) => asked,
+        (None, None) => bound(&values, &weight, pruned),
+    };
     let within = errors.relative <= bound;
     Ok(Check {
         name: before.name.clone(),
         failure: (!within).then(|| format!("relative error {:.3e} is beyond {bound:.3e}", errors.relative)),
         form,
+        changed,
         relative_error: errors.relative,
         bound,
     })

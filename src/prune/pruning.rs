@@ -58,12 +58,13 @@ impl Pruning {
     }
 
     /// The rounding that also prunes, if both can be done in one sweep, so that the kept weights make good for both:
-    /// [`SparseGpt`] with [`Gptq`].
+    /// [`SparseGpt`] with [`Gptq`], and the larger damping of both.
     pub fn jointly_with(&self, rounding: &dyn Method) -> Option<Gptq> {
         let rounding: &dyn Any = rounding;
         match self {
             Self::SparseGpt(sparse_gpt) => {
-                Some(rounding.downcast_ref::<Gptq>()?.pruning(sparse_gpt.pattern()))
+                let gptq = rounding.downcast_ref::<Gptq>()?.pruning(sparse_gpt.pattern());
+                Some(gptq.damped_at_least(sparse_gpt.least_damping()))
             }
             Self::Magnitude(_) | Self::Wanda(_) => None,
         }

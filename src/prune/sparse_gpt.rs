@@ -55,6 +55,11 @@ impl SparseGpt {
         self.pattern
     }
 
+    /// What is added to the Hessian's diagonal at least.
+    pub(super) fn least_damping(self) -> f64 {
+        self.damping
+    }
+
     /// The same to another pattern.
     #[must_use]
     pub(super) fn to(self, pattern: SparsityPattern) -> Self {

@@ -97,6 +97,11 @@ impl Gptq {
         Self { damping, ..self }
     }
 
+    /// The same with this damping, if it has less; what is no number is found out when a layer is compressed.
+    pub(crate) fn damped_at_least(self, damping: f64) -> Self {
+        if damping <= self.damping { self } else { self.damping(damping) }
+    }
+
     /// Prunes to this pattern while it rounds: [`SparseGpt`](crate::SparseGpt) with codes instead of floats. Ranges are those of
     /// the weights that are kept where these are known when a range is found: for groups that are not static.
     ///

@@ -2,7 +2,7 @@ use super::number::percent;
 use super::{Align, Cell, Table};
 use crate::checkpoint::Entry;
 use crate::layer::Outcome;
-use crate::pipeline::{EntropyReport, LayerReport, Plan, ShrinkPlan, Shrunk, Verification};
+use crate::pipeline::{Check, EntropyReport, LayerReport, Plan, ShrinkPlan, Shrunk, Verification};
 
 const LEFT: Align = Align::Left;
 const RIGHT: Align = Align::Right;
@@ -194,13 +194,18 @@ pub fn verification_table(verification: &Verification) -> Table {
         ("verdict", LEFT),
     ]);
     for check in &verification.checks {
-        let number = |x: f64| if x.is_nan() { String::new() } else { format!("{x:.2e}") };
+        let number = |x: f64| if x.is_finite() { format!("{x:.2e}") } else { String::new() };
+        let verdict = |check: &Check| match (&check.failure, &check.changed) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some(by)) => format!("changed by {by}"),
+            (None, None) => "ok".into(),
+        };
         table.row([
             check.name.clone().into(),
             check.form.clone().into(),
             number(check.relative_error).into(),
             number(check.bound).into(),
-            check.failure.clone().unwrap_or_else(|| "ok".into()).into(),
+            verdict(check).into(),
         ]);
     }
     table
