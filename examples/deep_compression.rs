@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A network is trained, then pruned by magnitude along a cubic schedule while training goes on under the masks (Zhu & Gupta 2017), then
-//! trained some epochs more under the last masks. What is left of each weight is clustered into 16 values (k-means), which are
+//! trained some epochs more under the last masks. Meanwhile it learns from the softened answers that it gave when it was dense, and from
+//! the true labels. What is left of each weight is clustered into 16 values (k-means), which are
 //! trained in the place of the weights that share them, and stored with positions and codes entropy coded. That file is opened again and
 //! scored by tersor's executor.
 //!
@@ -24,12 +25,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use candle_core::{DType, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tersor::candle::{LearnedCodebook, Masked, MaskedVar, weight_of};
-use tersor::distill::CrossEntropy;
+use tersor::distill::{CrossEntropy, KnowledgeDistillation};
 use tersor::report::{Align, Table};
 use tersor::{
     Checkpoint, Classification, CodebookBits, CompressedWeight, CubicSchedule, Granularity, ImageSet, KMeans,
@@ -39,7 +40,7 @@ use tersor::{
 
 use training::Result;
 use training::arguments::{Arguments, report, spread};
-use training::images::{Dataset, View, open};
+use training::images::{Batch, Dataset, View, of_rows, open};
 use training::network::{LENET_5, LENET_300_100, Layer, Network, config};
 use training::optimizer::{Adam, Sgd, SgdConfig};
 use training::trainer::{Decay, Schedule, Trainer, Validation};
@@ -55,8 +56,6 @@ struct Recipe {
     epochs: [usize; 4],
     learning_rate: f64,
     l2: f64,
-    /// How many pixels a training image may be moved, each way.
-    shift: i16,
     /// What share of each weight is pruned in the end.
     sparsity: &'static [(&'static str, f64)],
     /// Bits of the codes of what is left.
@@ -70,22 +69,20 @@ const RECIPES: [Recipe; 2] = [
         epochs: [15, 15, 15, 3],
         learning_rate: 0.05,
         l2: 1e-4,
-        shift: 0,
-        sparsity: &[("fc1.weight", 0.97), ("fc2.weight", 0.93), ("fc3.weight", 0.75)],
+        sparsity: &[("fc1.weight", 0.965), ("fc2.weight", 0.91), ("fc3.weight", 0.7)],
         bits: 4,
     },
     Recipe {
         name: "lenet-5",
         layers: LENET_5,
-        epochs: [5, 5, 5, 2],
+        epochs: [5, 5, 7, 2],
         learning_rate: 0.04,
         l2: 1e-4,
-        shift: 0,
         sparsity: &[
-            ("conv1.weight", 0.5),
-            ("conv2.weight", 0.93),
-            ("fc1.weight", 0.985),
-            ("fc2.weight", 0.9),
+            ("conv1.weight", 0.4),
+            ("conv2.weight", 0.88),
+            ("fc1.weight", 0.97),
+            ("fc2.weight", 0.85),
         ],
         bits: 4,
     },
@@ -95,6 +92,9 @@ const BATCH: usize = 100;
 const HELD_OUT: usize = 5_000;
 /// Steps between two looks at the schedule.
 const PRUNE_EVERY: usize = 50;
+/// Share of the dense network's answers in the loss of what is left of it, and how soft these are made.
+const ALPHA: f32 = 0.9;
+const TEMPERATURE: f32 = 4.0;
 /// Learning rate of the shared values.
 const CENTROID_RATE: f64 = 2e-4;
 
@@ -170,8 +170,8 @@ impl Run<'_> {
         let config = SgdConfig { l2: recipe.l2, ..SgdConfig::default() };
         let mut optimizer = Sgd::new(network.parameters.values().cloned().collect(), config)?;
 
-        let plain = |rows: &[usize], rng: &mut ChaCha8Rng| {
-            let batch = self.data.training.batch(rows, || View::moved(rng, recipe.shift))?;
+        let plain = |rows: &[usize], _: &mut ChaCha8Rng| {
+            let batch = self.data.training.batch(rows, View::default)?;
             Ok(CrossEntropy::new().forward(&network.forward(&batch.images)?, &batch.labels)?)
         };
         let (phase, validate) = (name("dense"), |_| self.validate(&network));
@@ -181,20 +181,27 @@ impl Run<'_> {
         let dense = self.errors(&network)?;
         replace(&network, &out.join(if seed == 1 { "dense".into() } else { format!("dense-{seed}") }))?;
 
+        // from here on the dense network teaches what is left of it
+        let answers = network.logits(&self.data.training)?;
+        let distillation = KnowledgeDistillation::new(ALPHA, TEMPERATURE);
+        let taught = |logits: &Tensor, rows: &[usize], batch: &Batch| {
+            Ok(distillation.forward(logits, &of_rows(&answers, rows)?, &batch.labels)?)
+        };
+
         // more and more is pruned, while training goes on at a steady rate
         let steps = self.epochs[1] * samples.div_ceil(BATCH);
         let masked: RefCell<BTreeMap<String, MaskedVar>> = RefCell::default();
         let step = Cell::new(0usize);
-        let pruning = |rows: &[usize], rng: &mut ChaCha8Rng| {
+        let pruning = |rows: &[usize], _: &mut ChaCha8Rng| {
             let now = step.replace(step.get() + 1);
             if now.is_multiple_of(PRUNE_EVERY) {
                 let next = self.masks(&network, now, steps, &masked.borrow())?;
                 *masked.borrow_mut() = next;
             }
-            let batch = self.data.training.batch(rows, || View::moved(rng, recipe.shift))?;
+            let batch = self.data.training.batch(rows, View::default)?;
             let masked = masked.borrow();
             let logits = network.forward_with(&batch.images, |name, _| Ok(masked[name].weight()?), None)?;
-            Ok(CrossEntropy::new().forward(&logits, &batch.labels)?)
+            taught(&logits, rows, &batch)
         };
         let phase = name("pruning");
         let steady = Decay::Steps { factor: 1.0, epochs: 1 };
@@ -212,9 +219,12 @@ impl Run<'_> {
         let mut optimizer = Masked::new(optimizer, masked.values().cloned().collect());
         let phase = name("under masks");
         let trainer = Trainer::new(&phase, self.epochs[2], BATCH, 0.5 * recipe.learning_rate);
-        trainer.run(&network.parameters, &mut optimizer, samples, &mut rng, plain, |_| {
-            self.validate(&network)
-        })?;
+        let under_masks = |rows: &[usize], _: &mut ChaCha8Rng| {
+            let batch = self.data.training.batch(rows, View::default)?;
+            taught(&network.forward(&batch.images)?, rows, &batch)
+        };
+        let validate = |_| self.validate(&network);
+        trainer.run(&network.parameters, &mut optimizer, samples, &mut rng, under_masks, validate)?;
         let pruned = self.errors(&network)?;
         replace(&network, &out.join(if seed == 1 { "pruned".into() } else { format!("pruned-{seed}") }))?;
 
@@ -231,10 +241,9 @@ impl Run<'_> {
         parameters.extend(biases.map(|(name, bias)| (name.clone(), bias.clone())));
         let mut optimizer = Adam::new(parameters.values().cloned().collect(), CENTROID_RATE)?;
         let shared = |name: &str, _: &Var| Ok(codebooks[name].weight()?);
-        let tuning = |rows: &[usize], rng: &mut ChaCha8Rng| {
-            let batch = self.data.training.batch(rows, || View::moved(rng, recipe.shift))?;
-            let logits = network.forward_with(&batch.images, shared, None)?;
-            Ok(CrossEntropy::new().forward(&logits, &batch.labels)?)
+        let tuning = |rows: &[usize], _: &mut ChaCha8Rng| {
+            let batch = self.data.training.batch(rows, View::default)?;
+            taught(&network.forward_with(&batch.images, shared, None)?, rows, &batch)
         };
         let validate = |_| {
             let held_out = network.evaluate_with(&self.data.held_out, shared)?;

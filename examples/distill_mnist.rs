@@ -32,7 +32,7 @@ use tersor::report::{Align, Table};
 
 use training::Result;
 use training::arguments::{Arguments, report, spread};
-use training::images::{CLASSES, Dataset, Images, View};
+use training::images::{CLASSES, Dataset, Images, View, of_rows};
 use training::network::{Layer, Network};
 use training::optimizer::{Sgd, SgdConfig};
 use training::trainer::{Trainer, Validation};
@@ -166,7 +166,7 @@ impl Run<'_> {
         };
         let validate = |_| validation(&teacher, &self.data.held_out);
         trainer.run(&teacher.parameters, &mut optimizer, images.len(), &mut rng, loss, validate)?;
-        let answers = logits(&teacher, images)?;
+        let answers = teacher.logits(images)?;
         Ok((teacher, answers))
     }
 
@@ -180,13 +180,7 @@ impl Run<'_> {
             let batch = images.batch(rows, View::default)?;
             let logits = student.forward(&batch.images)?;
             Ok(match answers {
-                Some(answers) => {
-                    let rows = Tensor::new(
-                        rows.iter().map(|row| *row as u32).collect::<Vec<_>>(),
-                        answers.device(),
-                    )?;
-                    distillation.forward(&logits, &answers.index_select(&rows, 0)?, &batch.labels)?
-                }
+                Some(answers) => distillation.forward(&logits, &of_rows(answers, rows)?, &batch.labels)?,
                 None => CrossEntropy::new().forward(&logits, &batch.labels)?,
             })
         };
@@ -205,26 +199,16 @@ fn validation(network: &Network, held_out: &Images) -> Result<Validation> {
     Ok(Validation { loss: held_out.loss, text: format!("{} held-out errors", held_out.errors) })
 }
 
-/// The logits of all images, `[images, CLASSES]`.
-fn logits(network: &Network, images: &Images) -> Result<Tensor> {
-    let parts = images
-        .batches()
-        .map(|batch| Ok(network.forward(&batch?.images)?.detach().contiguous()?))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&parts, 0)?)
-}
-
 /// The images of all other digits, and the teacher's logits for them.
 fn without(digit: u8, images: &Images, answers: &Tensor) -> Result<(Images, Tensor)> {
-    let rows = (0..images.len() as u32).filter(|row| images.labels[*row as usize] != digit);
-    let rows = Tensor::from_iter(rows, answers.device())?;
-    Ok((images.only(|label| label != digit), answers.index_select(&rows, 0)?))
+    let rows: Vec<usize> = (0..images.len()).filter(|row| images.labels[*row] != digit).collect();
+    Ok((images.only(|label| label != digit), of_rows(answers, &rows)?))
 }
 
 /// Raises the bias of the class that the student has not seen, until it is as often its answer to held-out images as the teacher's.
 fn raise_bias(student: &Network, teacher: &Network, held_out: &Images) -> Result<()> {
     let threes = teacher_count(teacher, held_out)?.max(1);
-    let logits: Vec<Vec<f32>> = logits(student, held_out)?.to_vec2()?;
+    let logits: Vec<Vec<f32>> = student.logits(held_out)?.to_vec2()?;
     // how much the class lacks to be the answer, image by image
     let mut lacks: Vec<f32> = logits
         .iter()
@@ -243,7 +227,7 @@ fn raise_bias(student: &Network, teacher: &Network, held_out: &Images) -> Result
 
 /// How often the class is the teacher's answer.
 fn teacher_count(teacher: &Network, images: &Images) -> Result<usize> {
-    let answers: Vec<u32> = logits(teacher, images)?.argmax(D::Minus1)?.to_vec1()?;
+    let answers: Vec<u32> = teacher.logits(images)?.argmax(D::Minus1)?.to_vec1()?;
     Ok(answers.into_iter().filter(|class| *class == u32::from(UNSEEN)).count())
 }
 

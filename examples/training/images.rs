@@ -137,6 +137,12 @@ impl Images {
     }
 }
 
+/// Of something that is known of every image, `[images, …]`, what belongs to the images of `rows`.
+pub(crate) fn of_rows(all: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let rows = Tensor::from_iter(rows.iter().map(|row| *row as u32), all.device())?;
+    Ok(all.index_select(&rows, 0)?)
+}
+
 /// A way to look at an image: mirrored or not, and moved by some pixels down and to the right.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct View {

@@ -4,6 +4,7 @@
 pub(crate) mod arguments;
 pub(crate) mod images;
 pub(crate) mod network;
+mod operations;
 pub(crate) mod optimizer;
 pub(crate) mod trainer;
 

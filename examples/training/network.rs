@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Result;
 use super::images::{CLASSES, Images, PIXEL_SCALE, SIDE};
+use super::operations::{max_pool2d, patches};
 
 /// One step of a network. Convolutions have stride 1.
 #[derive(Clone, Copy)]
@@ -49,11 +50,11 @@ pub(crate) const LENET_300_100: &[Layer] = &[
 /// LeNet-5 as Caffe has it.
 pub(crate) const LENET_5: &[Layer] = &[
     Layer::Conv2d { name: "conv1", channels: 20, kernel: 5, padding: 0 },
-    Layer::Relu,
     Layer::MaxPool2d { size: 2 },
+    Layer::Relu,
     Layer::Conv2d { name: "conv2", channels: 50, kernel: 5, padding: 0 },
-    Layer::Relu,
     Layer::MaxPool2d { size: 2 },
+    Layer::Relu,
     Layer::Flatten,
     Layer::Linear { name: "fc1", outputs: 500 },
     Layer::Relu,
@@ -158,6 +159,15 @@ impl Network {
         Ok(x.t()?)
     }
 
+    /// The logits of all images, `[images, CLASSES]`, and no way back through them.
+    pub(crate) fn logits(&self, images: &Images) -> Result<Tensor> {
+        let parts = images
+            .batches()
+            .map(|batch| Ok(self.forward(&batch?.images)?.detach().contiguous()?))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
     /// How the network does on images, with its weights as they are.
     pub(crate) fn evaluate(&self, images: &Images) -> Result<Evaluation> {
         self.evaluate_with(images, |_, weight| Ok(weight.as_tensor().clone()))
@@ -215,35 +225,11 @@ fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> candle_core::Result<Ten
 /// A convolution of stride 1, as one matrix product of the kernels and the patches under them.
 fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: usize) -> candle_core::Result<Tensor> {
     let x = x.pad_with_zeros(1, padding, padding)?.pad_with_zeros(2, padding, padding)?;
-    let (channels, height, width, batch) = x.dims4()?;
+    let (_, height, width, batch) = x.dims4()?;
     let (outputs, _, kernel, _) = weight.dims4()?;
     let (out_height, out_width) = (height + 1 - kernel, width + 1 - kernel);
-
-    let mut index = Vec::with_capacity(channels * kernel * kernel * out_height * out_width);
-    for channel in 0..channels {
-        for (down, right) in grid(kernel, kernel) {
-            for (top, left) in grid(out_height, out_width) {
-                index.push(((channel * height + top + down) * width + left + right) as u32);
-            }
-        }
-    }
-    let index = Tensor::new(index, x.device())?;
-    let patches = x.flatten_to(2)?.index_select(&index, 0)?;
-    let patches = patches.reshape((channels * kernel * kernel, out_height * out_width * batch))?;
+    let patches = patches(&x, kernel)?.flatten_from(1)?;
     linear(&patches, &weight.flatten_from(1)?, bias)?.reshape((outputs, out_height, out_width, batch))
-}
-
-/// Rows and columns of a grid, row by row.
-fn grid(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
-}
-
-/// The largest value of each `size` × `size` tile.
-fn max_pool2d(x: &Tensor, size: usize) -> candle_core::Result<Tensor> {
-    let (channels, height, width, batch) = x.dims4()?;
-    let x = x.reshape((channels * height / size, size, width * batch))?.max(1)?;
-    let x = x.reshape((channels * height * width / size / size, size, batch))?.max(1)?;
-    x.reshape((channels, height / size, width / size, batch))
 }
 
 fn dropout(x: &Tensor, share: f32, rng: &mut ChaCha8Rng) -> candle_core::Result<Tensor> {

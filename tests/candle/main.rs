@@ -8,6 +8,7 @@ mod losses;
 mod masks;
 mod quantizers;
 mod tensors;
+mod training;
 
 use candle_core::{Device, Tensor};
 
