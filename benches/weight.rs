@@ -6,11 +6,14 @@ use std::num::NonZeroUsize;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array2;
 use tersor::{
-    ActivationCodes, Activations, Bits, CompressedWeight, Granularity, Layer, LayoutKind, Magnitude, Method,
-    NofM, PackedWeight, Precision, RoundToNearest,
+    ActivationCodes, Activations, Bits, CodebookBits, Codebooks, CompressedWeight, DenseValues, Granularity,
+    Layer, LayoutKind, Magnitude, Method, NofM, PackedWeight, Precision, RoundToNearest,
 };
 
 const SIDE: usize = 1024;
+
+/// Side of a weight that no cache holds.
+const LARGE: usize = 4096;
 
 fn products(c: &mut Criterion) {
     let values: Vec<f32> = (0..SIDE * SIDE).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 506.0).collect();
@@ -58,5 +61,37 @@ fn products(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products);
+/// Codes of codebooks are read as they are stored: a weight of 4 bits is a quarter of f16's bytes, which one row of activations
+/// waits for.
+fn codebooks(c: &mut Criterion) {
+    let shape = [LARGE, LARGE];
+    let values: Vec<f32> = (0..LARGE * LARGE).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 506.0).collect();
+    let half = CompressedWeight::from_f32(&shape, Precision::F16, &values).expect("the right length");
+    let mut weights = vec![("f16".to_owned(), half)];
+    for bits in [4, 3, 2] {
+        let bits = CodebookBits::new(bits).expect("1 to 8 bits");
+        let codes: Vec<u8> = (0..LARGE * LARGE).map(|i| (i * 31 % 1013 % bits.entries()) as u8).collect();
+        let books = values[..LARGE * bits.entries()].to_vec();
+        let books = Codebooks::new(bits, Granularity::Channel, Precision::F16, books).expect("finite values");
+        let values = DenseValues::Codebook(&codes, &books);
+        let weight =
+            CompressedWeight::encode(&shape, LayoutKind::Dense, None, values).expect("the right length");
+        weights.push((format!("codebook{}", bits.get()), weight));
+    }
+    let mut group = c.benchmark_group(format!("matmul {LARGE}x{LARGE}, packed"));
+    group.sample_size(20);
+    for batch in [1, 4, 32] {
+        let x = Array2::<f32>::ones((batch, LARGE));
+        group.throughput(Throughput::Elements((batch * LARGE * LARGE) as u64));
+        for (name, weight) in &weights {
+            let packed = PackedWeight::new(weight, Activations::Float).expect("floats meet all weights");
+            group.bench_with_input(BenchmarkId::new(name, batch), &x, |b, x| {
+                b.iter(|| packed.matmul(black_box(x.view())));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, products, codebooks);
 criterion_main!(benches);

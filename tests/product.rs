@@ -180,6 +180,8 @@ fn every_kind_of_weight_at_every_edge_of_tiles_panels_and_pieces() {
         Kind::Int(3, true, Granularity::Channel),
         Kind::Codebook(4, Granularity::Channel, Precision::F32),
         Kind::Codebook(1, Granularity::Tensor, Precision::F16),
+        Kind::Codebook(2, group(16), Precision::F16),
+        Kind::Codebook(3, group(10), Precision::F16),
         Kind::Codebook(5, block, Precision::Bf16),
         Kind::Int(6, false, block),
         Kind::Int(2, true, group(64)),

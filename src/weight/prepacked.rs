@@ -8,7 +8,9 @@ use super::{CompressedWeight, WeightError, matrix_shape};
 use crate::dtype::Precision;
 use crate::kernels::convert;
 use crate::kernels::level::Isa;
+use crate::kernels::matmul::codes::{CodeRows, Tiles};
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
+use crate::kernels::matmul::rows::rows_product;
 use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
 use crate::kernels::matmul::sparse::slices::Slices;
 use crate::kernels::matmul::{self, ActivationCodes, Epilogue, Product, sparse as sparse_kernels};
@@ -56,6 +58,7 @@ pub struct PackedWeight {
 #[derive(Debug, Clone, PartialEq)]
 enum Arranged {
     DenseFloat(Panels),
+    DenseCodes(CodeRows),
     DenseInt8(Panels, ActivationCodes),
     SparseFloat(SparseRows),
     SparseInt8(Slices, ActivationCodes),
@@ -70,6 +73,14 @@ impl PackedWeight {
     pub fn new(weight: &CompressedWeight, activations: Activations) -> Result<Self, WeightError> {
         let is_dense = matches!(weight.layout(), Layout::Dense);
         let arranged = match (activations, weight.values()) {
+            (Activations::Float, Values::Codebook { codes, books }) if is_dense => match tiles_of(weight) {
+                Some(tiles) if CodeRows::fits(books.bits.get(), tiles) => {
+                    let row = |row, out: &mut [u8]| codes.unpack(row, 0, out);
+                    let shape = [weight.rows(), weight.cols()];
+                    Arranged::DenseCodes(CodeRows::new(shape, books.bits.get(), tiles, books.values(), row))
+                }
+                _ => Arranged::DenseFloat(dense(weight, false)),
+            },
             (Activations::Float, _) if is_dense => Arranged::DenseFloat(dense(weight, false)),
             (Activations::Float, _) => Arranged::SparseFloat(sparse(weight)?),
             (Activations::Int8(how), Values::Int { bits, codes, scales }) => {
@@ -97,7 +108,9 @@ impl PackedWeight {
     /// How activations enter a product.
     pub fn activations(&self) -> Activations {
         match self.arranged {
-            Arranged::DenseFloat(_) | Arranged::SparseFloat(_) => Activations::Float,
+            Arranged::DenseFloat(_) | Arranged::DenseCodes(_) | Arranged::SparseFloat(_) => {
+                Activations::Float
+            }
             Arranged::DenseInt8(_, codes) | Arranged::SparseInt8(_, codes) => Activations::Int8(codes),
         }
     }
@@ -116,6 +129,7 @@ impl PackedWeight {
     pub fn bytes(&self) -> usize {
         match &self.arranged {
             Arranged::DenseFloat(panels) | Arranged::DenseInt8(panels, _) => panels.bytes(),
+            Arranged::DenseCodes(codes) => codes.bytes(),
             Arranged::SparseFloat(rows) => rows.bytes(),
             Arranged::SparseInt8(slices, _) => slices.bytes(),
         }
@@ -160,6 +174,7 @@ impl PackedWeight {
             Arranged::DenseFloat(panels) => {
                 matmul::float_products(isa, vec![Product { panels, epilogue, y }], x, batch);
             }
+            Arranged::DenseCodes(codes) => rows_product(isa, codes, x, batch, epilogue, y),
             Arranged::DenseInt8(panels, codes) => {
                 matmul::int_products(isa, vec![Product { panels, epilogue, y }], x, batch, *codes);
             }
@@ -215,7 +230,9 @@ pub(crate) fn matmul_together(
                     None => integers.push((*codes, vec![product])),
                 }
             }
-            Arranged::SparseFloat(_) | Arranged::SparseInt8(..) => weight.matmul_into(x, epilogue, y)?,
+            Arranged::DenseCodes(_) | Arranged::SparseFloat(_) | Arranged::SparseInt8(..) => {
+                weight.matmul_into(x, epilogue, y)?;
+            }
         }
     }
     if !floats.is_empty() {
@@ -242,7 +259,7 @@ fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
 /// `with_code_sums` says whether activations will have zero points.
 fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
     let (rows, cols) = (weight.rows(), weight.cols());
-    // values of codebooks are arranged as the floats that they are
+    // values of larger codebooks are arranged as the floats that they are
     let is_scaled = weight.scales().is_some();
     let grid = weight.form().grid().filter(|_| is_scaled);
     let columns = Columns::new(cols, grid.map_or(cols, |grid| grid.block_cols));
@@ -304,6 +321,12 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
         .map_or_else(Vec::new, |scales| per_output(weight, columns, |tile| scales.scales()[tile]));
     let scales = Aligned::kept_words(&scales);
     Panels { rows, columns, storage, data, scales, zero_points, code_sums }
+}
+
+/// Which codebook belongs to which weight.
+fn tiles_of(weight: &CompressedWeight) -> Option<Tiles> {
+    let grid = weight.form().grid()?;
+    Some(Tiles { rows: grid.block_rows, cols: grid.block_cols, across: grid.cols })
 }
 
 /// What each output has for each group, `[panel][group][32 outputs]`.

@@ -8,6 +8,7 @@ mod run;
 
 mod bytes;
 mod calibrated;
+mod entropy;
 mod interrupted;
 mod networks;
 mod output;

@@ -1,5 +1,5 @@
 use super::super::level::Isa;
-use super::best_start_in;
+use super::fill_in;
 use super::points::Points;
 
 /// Entries of the table of dynamic programming at most, unless so many clusters need more.
@@ -8,7 +8,7 @@ const TABLE: usize = 1 << 20;
 /// Points for each cluster that are enough to find its ends well.
 const POINTS_A_CLUSTER: usize = 64;
 
-/// Ends of clusters below which one thread looks for them.
+/// Ends of clusters that one thread looks for.
 const SPLIT: usize = 1 << 12;
 
 /// Points over which the best clusters are found exactly.
@@ -55,18 +55,20 @@ impl Lines {
                 if end == 0 { 0.0 } else { squares - sum * sum / weight }
             })
             .collect();
-        let mut starts = Vec::with_capacity(clusters);
+        // where the last cluster before each end starts; the only one starts at 0
+        let mut starts = vec![vec![0u32; points + 1]];
         for row in 2..=clusters {
-            // ends before `row` have fewer points than clusters
+            // ends before `row` have fewer points than clusters; of the last row only the last end is asked for
+            let first = if row == clusters { points } else { row };
             let mut next = vec![f64::INFINITY; points + 1];
             let mut start = vec![0u32; points + 1];
-            let fill = Fill { lines: self, isa, before: &costs, least: row - 1 };
-            fill.run(row, &mut next[row..], &mut start[row..], [row - 1, points - 1]);
+            let fill = Fill { lines: self, isa, before: &costs, not_before: &starts[row - 2] };
+            fill.run(first, &mut next[first..], &mut start[first..], [row - 1, points - 1]);
             costs = next;
             starts.push(start);
         }
         let mut ends = vec![points];
-        for start in starts.iter().rev() {
+        for start in starts[1..].iter().rev() {
             let end = ends[ends.len() - 1];
             ends.push(start[end] as usize);
         }
@@ -75,41 +77,34 @@ impl Lines {
     }
 }
 
-/// One row of the table: where the last cluster starts moves right as its end does.
+/// One row of the table: where the last cluster starts moves right as its end does, and as there are more clusters before it.
 #[derive(Clone, Copy)]
 struct Fill<'a> {
     lines: &'a Lines,
     isa: Isa,
     before: &'a [f64],
-    /// Where the last cluster starts at the earliest.
-    least: usize,
+    /// Where the last cluster starts at the earliest, for every end: where it starts when there is one cluster less.
+    not_before: &'a [u32],
 }
 
 impl Fill<'_> {
     /// Fills costs and starts for ends from `first` on; the last cluster starts within `range`.
     fn run(self, first: usize, costs: &mut [f64], starts: &mut [u32], range: [usize; 2]) {
-        if costs.is_empty() {
-            return;
+        let sums = [0, 1, 2].map(|sum| self.lines.sums[sum].as_slice());
+        if costs.len() <= SPLIT {
+            return fill_in(self.isa, self.before, sums, self.not_before, first, costs, starts, range);
         }
+        // the one in the middle, then both sides at the same time
         let middle = costs.len() / 2;
-        let end = first + middle;
-        let (low, high) = (range[0].max(self.least), range[1].min(end - 1));
-        let sums = [0, 1, 2].map(|sum| &self.lines.sums[sum][low..=high]);
-        let (cost, at) = best_start_in(self.isa, &self.before[low..=high], sums, self.lines.at(end));
-        let start = low + at;
-        costs[middle] = cost;
-        starts[middle] = start as u32;
+        let (end, one) = (first + middle, middle..=middle);
+        let (of_one, start_of_one) = (&mut costs[one.clone()], &mut starts[one]);
+        fill_in(self.isa, self.before, sums, self.not_before, end, of_one, start_of_one, range);
+        let start = starts[middle] as usize;
         let (costs_left, costs_right) = costs.split_at_mut(middle);
         let (starts_left, starts_right) = starts.split_at_mut(middle);
-        let left = costs_left.len();
-        let mut go_left = || self.run(first, costs_left, starts_left, [range[0], start]);
-        let mut go_right =
-            || self.run(end + 1, &mut costs_right[1..], &mut starts_right[1..], [start, range[1]]);
-        if left > SPLIT {
-            rayon::join(go_left, go_right);
-        } else {
-            go_left();
-            go_right();
-        }
+        rayon::join(
+            || self.run(first, costs_left, starts_left, [range[0], start]),
+            || self.run(end + 1, &mut costs_right[1..], &mut starts_right[1..], [start, range[1]]),
+        );
     }
 }

@@ -23,11 +23,16 @@ use lines::Lines;
 use points::Points;
 
 multiversion! {
-    pub(super) fn best_start_in(
+    #[allow(clippy::too_many_arguments)] // slices of a table, and where in them
+    pub(super) fn fill_in(
         before: &[f64],
         s: [&[f64]; 3],
-        end: [f64; 3],
-    ) -> (f64, usize) = portable::best_start
+        not_before: &[u32],
+        first: usize,
+        costs: &mut [f64],
+        starts: &mut [u32],
+        range: [usize; 2],
+    ) = portable::fill
 }
 
 multiversion! {

@@ -27,6 +27,15 @@ impl Points {
     /// The distinct values and the weight of each, or the means of bins of values that agree in the upper half of their
     /// mantissa.
     pub(super) fn gather(values: &[f32], weights: Option<&[f32]>) -> Self {
+        if weights.is_none() && values.len() <= SORTED {
+            let mut keys: Vec<u32> = values.iter().map(|x| key(*x)).collect();
+            keys.sort_unstable();
+            let mut points = Self::none();
+            for run in keys.chunk_by(|a, b| a == b) {
+                points.push(f64::from(value(run[0])), run.len() as f64);
+            }
+            return points;
+        }
         let largest = weights.map_or(0.0, |weights| weights.iter().fold(0.0f32, |most, w| most.max(*w)));
         // where nothing weighs anything, everything weighs the same
         let Some(weights) = weights.filter(|_| largest > 0.0) else {

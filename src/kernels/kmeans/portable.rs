@@ -1,45 +1,91 @@
+use std::ops::Range;
+
 /// Values that go side by side.
 const LANES: usize = 8;
 
-/// The least of `before[i] + cost(i..end)` and the first `i` that has it.
+/// One row of the table of dynamic programming: of each end from `first` on, the least `before[i] + cost(i..end)` and the first
+/// `i` within `range` that has it.
+///
+/// Where that is moves right as the end does, and lies nowhere before `not_before[end]`: the ends in the middle of what is left come
+/// first, and bound those beside them.
 ///
 /// # Shapes
-/// `before` and the sums `s` of weights, positions and squares up to `i` have one element for each `i`; `end` has the sums up to
-/// the end, where that of the weights is larger.
+/// `costs` and `starts` have one element for each end. `before`, `not_before` and the sums `s` of weights, positions and
+/// squares have one for each number of points; that of the weights rises.
 #[inline(always)]
-pub(super) fn best_start(before: &[f64], s: [&[f64]; 3], end: [f64; 3]) -> (f64, usize) {
-    let cost = |i: usize| {
-        let (weight, sum, squares) = (end[0] - s[0][i], end[1] - s[1][i], end[2] - s[2][i]);
-        before[i] + (squares - sum * sum / weight)
+pub(super) fn fill(
+    before: &[f64],
+    s: [&[f64]; 3],
+    not_before: &[u32],
+    first: usize,
+    costs: &mut [f64],
+    starts: &mut [u32],
+    range: [usize; 2],
+) {
+    let count = costs.len();
+    let mut half = count.next_power_of_two();
+    while half > 0 {
+        // ends whose neighbours `half` before and after are known
+        for at in (half - 1..count).step_by(2 * half) {
+            let end = first + at;
+            let left = if at >= half { starts[at - half] as usize } else { range[0] };
+            let right = if at + half < count { starts[at + half] as usize } else { range[1] };
+            let low = left.max(not_before[end] as usize);
+            // roundings can make bounds cross that are the same
+            let high = right.min(end - 1).max(low);
+            (costs[at], starts[at]) = best_start(before, s, low..high + 1, end);
+        }
+        half /= 2;
+    }
+}
+
+/// The least of `before[i] + cost(i..end)` and the first `i` of a range that has it.
+#[inline(always)]
+#[allow(clippy::needless_bitwise_bool)] // lazy ones are branches, which are mostly guessed wrong here
+fn best_start(before: &[f64], s: [&[f64]; 3], range: Range<usize>, end: usize) -> (f64, u32) {
+    let [weights, sums, squares] = s;
+    let until = [weights[end], sums[end], squares[end]];
+    let cost = |before: f64, weight: f64, sum: f64, squares: f64| {
+        let (weight, sum, squares) = (until[0] - weight, until[1] - sum, until[2] - squares);
+        before + (squares - sum * sum / weight)
     };
+    // most ranges are short: without branches, and what lies behind the range does not count
     let mut least = [f64::INFINITY; LANES];
     let mut at = [0.0f64; LANES];
-    let whole = before.len() / LANES * LANES;
-    let (before_lanes, _) = before.as_chunks::<LANES>();
-    let lanes = s.map(|s| s[..before.len()].as_chunks::<LANES>().0);
-    for (chunk, before) in before_lanes.iter().enumerate() {
-        let first = (chunk * LANES) as f64;
+    let (mut first, last) = (range.start, range.end as f64);
+    while first < range.end
+        && let (Some(before), Some(weights), Some(sums), Some(squares)) = (
+            before[first..].first_chunk::<LANES>(),
+            weights[first..].first_chunk::<LANES>(),
+            sums[first..].first_chunk::<LANES>(),
+            squares[first..].first_chunk::<LANES>(),
+        )
+    {
         for lane in 0..LANES {
-            let weight = end[0] - lanes[0][chunk][lane];
-            let sum = end[1] - lanes[1][chunk][lane];
-            let squares = end[2] - lanes[2][chunk][lane];
-            let cost = before[lane] + (squares - sum * sum / weight);
-            let better = cost < least[lane];
+            let cost = cost(before[lane], weights[lane], sums[lane], squares[lane]);
+            let i = (first + lane) as f64;
+            let better = (cost < least[lane]) & (i < last);
             least[lane] = if better { cost } else { least[lane] };
-            at[lane] = if better { first + lane as f64 } else { at[lane] };
+            at[lane] = if better { i } else { at[lane] };
         }
+        first += LANES;
     }
-    let mut best = (f64::INFINITY, 0);
-    for lane in 0..LANES {
-        let found = (least[lane], at[lane] as usize);
-        if found.0 < best.0 || (found.0 == best.0 && found.1 < best.1) {
-            best = found;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let (other, other_at) = (least[lane + half], at[lane + half]);
+            let better = (other < least[lane]) | ((other == least[lane]) & (other_at < at[lane]));
+            least[lane] = if better { other } else { least[lane] };
+            at[lane] = if better { other_at } else { at[lane] };
         }
+        half /= 2;
     }
-    for i in whole..before.len() {
-        let cost = cost(i);
+    // at the end of the table there is no room for all lanes
+    let mut best = (least[0], at[0] as u32);
+    for i in first..range.end {
+        let cost = cost(before[i], weights[i], sums[i], squares[i]);
         if cost < best.0 {
-            best = (cost, i);
+            best = (cost, i as u32);
         }
     }
     best

@@ -64,27 +64,44 @@ proptest::proptest! {
     }
 
     #[test]
-    fn every_level_finds_the_same_start(
-        costs in proptest::collection::vec((0.0f64..9.0, 0.1f64..2.0, -3.0f64..3.0), 1..70),
+    fn every_level_fills_the_table_with_the_least(
+        steps in proptest::collection::vec((0.0f64..0.1, 1u8..4), 2..150),
+        equal: bool,
     ) {
-        let before: Vec<f64> = costs.iter().map(|c| c.0.floor()).collect();
-        let term = |c: &(f64, f64, f64)| [c.1, c.1 * c.2, c.1 * c.2 * c.2];
-        let sums = [0, 1, 2].map(|i| -> Vec<f64> {
-            costs.iter().scan(0.0, |sum, c| { *sum += term(c)[i]; Some(*sum) }).collect()
-        });
-        let end = [0, 1, 2].map(|i| sums[i][costs.len() - 1] + 1.0);
-        let views = [0, 1, 2].map(|i| sums[i].as_slice());
-        // the first of the least, by definition
-        let mut expected = (f64::INFINITY, 0);
-        for i in 0..costs.len() {
-            let (w, s, q) = (end[0] - sums[0][i], end[1] - sums[1][i], end[2] - sums[2][i]);
-            let cost = before[i] + (q - s * s / w);
-            if cost < expected.0 {
-                expected = (cost, i);
+        // sorted positions with weights, some of them equally far from each other, so that starts are as good as others
+        let mut x = 0.0;
+        let sums: Vec<[f64; 3]> = std::iter::once([0.0; 3]).chain(steps.iter().scan([0.0; 3], |sums, (step, weight)| {
+            x += if equal { 0.125 } else { *step };
+            let weight = f64::from(*weight);
+            *sums = [sums[0] + weight, sums[1] + weight * x, sums[2] + weight * x * x];
+            Some(*sums)
+        })).collect();
+        let sums = [0, 1, 2].map(|i| sums.iter().map(|sums| sums[i]).collect::<Vec<f64>>());
+        let points = steps.len();
+        let cost = |start: usize, end: usize| {
+            let [weight, sum, squares] = [0, 1, 2].map(|i| sums[i][end] - sums[i][start]);
+            squares - sum * sum / weight
+        };
+        let mut before: Vec<f64> = (0..=points).map(|end| if end == 0 { 0.0 } else { cost(0, end) }).collect();
+        let mut not_before = vec![0u32; points + 1];
+        for row in 2..=points.min(6) {
+            let mut filled: Option<(Vec<f64>, Vec<u32>)> = None;
+            for isa in Isa::all() {
+                let (mut costs, mut starts) = (vec![f64::INFINITY; points + 1], vec![0u32; points + 1]);
+                let views = [0, 1, 2].map(|i| sums[i].as_slice());
+                let range = [row - 1, points - 1];
+                fill_in(isa, &before, views, &not_before, row, &mut costs[row..], &mut starts[row..], range);
+                for end in row..=points {
+                    let least = (row - 1..end).map(|start| before[start] + cost(start, end)).fold(f64::INFINITY, f64::min);
+                    // bounds can cut off what roundings alone make less
+                    proptest::prop_assert!((costs[end] - least).abs() <= 1e-12 * (1.0 + sums[2][points]), "{row} {end}");
+                    let start = starts[end] as usize;
+                    proptest::prop_assert_eq!(costs[end], before[start] + cost(start, end));
+                }
+                let first = filled.get_or_insert_with(|| (costs.clone(), starts.clone()));
+                proptest::prop_assert_eq!((&first.0, &first.1), (&costs, &starts));
             }
-        }
-        for isa in Isa::all() {
-            proptest::prop_assert_eq!(best_start_in(isa, &before, views, end), expected);
+            (before, not_before) = filled.unwrap();
         }
     }
 }

@@ -9,6 +9,9 @@ pub(in crate::kernels) mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod codes;
+#[cfg(target_arch = "x86_64")]
+mod codes_avx512;
 mod decode;
 mod dense;
 pub(in crate::kernels) mod output;

@@ -19,6 +19,40 @@ use crate::kernels::convert;
 use crate::kernels::level::{Isa, multiversion};
 use crate::kernels::view;
 
+/// A matrix whose rows a product reads where they lie.
+pub(crate) trait Matrix: Copy + Sync {
+    /// Rows and columns.
+    fn dim(&self) -> [usize; 2];
+
+    /// Some columns of a row: where they lie, if that is possible, else through `scratch`.
+    fn view<'s>(
+        &'s self,
+        isa: Isa,
+        row: usize,
+        column: usize,
+        len: usize,
+        scratch: &'s mut [f32],
+    ) -> &'s [f32];
+
+    /// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`; `false` if there is no kernel for it.
+    fn fill_panel_in_place(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        panel: &mut [f32],
+    ) -> bool;
+
+    /// Products of the [`DOT_ROWS`] rows from `first` on, `sums[row of x][row]`; `false` if there is no kernel for it.
+    fn dots_in_place(
+        &self,
+        isa: Isa,
+        first: usize,
+        x: &[f32],
+        sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
+    ) -> bool;
+}
+
 /// A plain matrix `[rows, cols]`, row-major, in little-endian floats of one type.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowMatrix<'a> {
@@ -52,12 +86,21 @@ impl<'a> RowMatrix<'a> {
         let bytes = &self.bytes[start..start + values.len() * size];
         convert::widen(self.float, bytes, values);
     }
+}
 
-    /// Some columns of a row: where they lie, if that is possible, else through `scratch`.
-    fn view<'s>(&self, row: usize, column: usize, len: usize, scratch: &'s mut [f32]) -> &'s [f32]
-    where
-        'a: 's,
-    {
+impl Matrix for RowMatrix<'_> {
+    fn dim(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    fn view<'s>(
+        &'s self,
+        _: Isa,
+        row: usize,
+        column: usize,
+        len: usize,
+        scratch: &'s mut [f32],
+    ) -> &'s [f32] {
         if self.float == FloatType::F32 {
             let start = (row * self.cols + column) * 4;
             if let Some(values) = view::floats(&self.bytes[start..start + len * 4]) {
@@ -68,31 +111,24 @@ impl<'a> RowMatrix<'a> {
         &scratch[..len]
     }
 
-    /// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`.
-    fn fill_panel(
+    fn fill_panel_in_place(
         &self,
         isa: Isa,
-        first: usize,
+        rows: Range<usize>,
         columns: Range<usize>,
-        scratch: &mut [f32],
         panel: &mut [f32],
-    ) {
-        let rows = first..(first + PANEL).min(self.rows);
-        #[cfg(target_arch = "x86_64")]
-        if let Isa::Avx512(proof) = isa {
-            let bytes = self.cols * self.float.size();
-            let of_rows = &self.bytes[rows.start * bytes..rows.end * bytes];
-            if rows_avx512::fill_panel(proof, self.float, of_rows, self.cols, columns.clone(), panel) {
-                return;
+    ) -> bool {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(proof) => {
+                let bytes = self.cols * self.float.size();
+                let of_rows = &self.bytes[rows.start * bytes..rows.end * bytes];
+                rows_avx512::fill_panel(proof, self.float, of_rows, self.cols, columns, panel)
             }
-        }
-        for (output, row) in rows.enumerate() {
-            let values = self.view(row, columns.start, columns.len(), scratch);
-            transpose(isa, values, output, panel);
+            _ => false,
         }
     }
 
-    /// Products of [`DOT_ROWS`] rows where they lie; `false` if there is no such kernel.
     fn dots_in_place(
         &self,
         isa: Isa,
@@ -102,7 +138,7 @@ impl<'a> RowMatrix<'a> {
     ) -> bool {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(proof) if first + DOT_ROWS <= self.rows => {
+            Isa::Avx512(proof) => {
                 let bytes = self.cols * self.float.size();
                 let rows = &self.bytes[first * bytes..(first + DOT_ROWS) * bytes];
                 rows_avx512::dots(proof, self.float, rows, x, self.cols, sums)
@@ -110,33 +146,53 @@ impl<'a> RowMatrix<'a> {
             _ => false,
         }
     }
+}
 
-    /// Products of some rows, a piece of their columns at a time: the specification.
-    fn dots_of_pieces(
-        &self,
-        isa: Isa,
-        rows: Range<usize>,
-        x: &[f32],
-        scratch: &mut Vec<f32>,
-        sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
-    ) {
-        scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
-        let mut lanes = [[[0.0f32; LANES]; DOT_ROWS]; DOT_BATCH];
-        for column in (0..self.cols).step_by(DOT_COLUMNS) {
-            let len = DOT_COLUMNS.min(self.cols - column);
-            let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
-            // rows beyond the last are the last again
-            let weights: [&[f32]; DOT_ROWS] = std::array::from_fn(|i| {
-                let scratch = of_row.next().unwrap_or_default();
-                self.view(rows.start + i.min(rows.len() - 1), column, len, scratch)
-            });
-            for (x, lanes) in x.chunks_exact(self.cols).zip(&mut lanes) {
-                dots(isa, weights, &x[column..column + len], lanes);
-            }
+/// Some columns of up to 32 rows as a piece of a panel, `[column][32 rows]`.
+fn fill_panel<M: Matrix>(
+    isa: Isa,
+    matrix: &M,
+    first: usize,
+    columns: Range<usize>,
+    scratch: &mut [f32],
+    panel: &mut [f32],
+) {
+    let rows = first..(first + PANEL).min(matrix.dim()[0]);
+    if matrix.fill_panel_in_place(isa, rows.clone(), columns.clone(), panel) {
+        return;
+    }
+    for (output, row) in rows.enumerate() {
+        let values = matrix.view(isa, row, columns.start, columns.len(), scratch);
+        transpose(isa, values, output, panel);
+    }
+}
+
+/// Products of some rows, a piece of their columns at a time: the specification.
+fn dots_of_pieces<M: Matrix>(
+    isa: Isa,
+    matrix: &M,
+    rows: Range<usize>,
+    x: &[f32],
+    scratch: &mut Vec<f32>,
+    sums: &mut [[f32; DOT_ROWS]; DOT_BATCH],
+) {
+    let cols = matrix.dim()[1];
+    scratch.resize(DOT_ROWS * DOT_COLUMNS, 0.0);
+    let mut lanes = [[[0.0f32; LANES]; DOT_ROWS]; DOT_BATCH];
+    for column in (0..cols).step_by(DOT_COLUMNS) {
+        let len = DOT_COLUMNS.min(cols - column);
+        let mut of_row = scratch.chunks_exact_mut(DOT_COLUMNS);
+        // rows beyond the last are the last again
+        let weights: [&[f32]; DOT_ROWS] = std::array::from_fn(|i| {
+            let scratch = of_row.next().unwrap_or_default();
+            matrix.view(isa, rows.start + i.min(rows.len() - 1), column, len, scratch)
+        });
+        for (x, lanes) in x.chunks_exact(cols).zip(&mut lanes) {
+            dots(isa, weights, &x[column..column + len], lanes);
         }
-        for (sums, lanes) in sums.iter_mut().zip(&lanes) {
-            *sums = lanes.map(sum_lanes);
-        }
+    }
+    for (sums, lanes) in sums.iter_mut().zip(&lanes) {
+        *sums = lanes.map(sum_lanes);
     }
 }
 
@@ -144,17 +200,18 @@ impl<'a> RowMatrix<'a> {
 ///
 /// # Shapes
 /// `x` is `[batch, cols]`, `y` is `[batch, rows]`.
-pub(crate) fn rows_product(
+pub(crate) fn rows_product<M: Matrix>(
     isa: Isa,
-    matrix: RowMatrix<'_>,
+    matrix: M,
     x: &[f32],
     batch: usize,
     epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
-    assert_eq!((x.len(), y.len()), (batch * matrix.cols, batch * matrix.rows), "activations and outputs");
-    if batch == 0 || matrix.cols == 0 || matrix.rows == 0 {
-        without_columns(matrix.rows, epilogue, y);
+    let [rows, cols] = matrix.dim();
+    assert_eq!((x.len(), y.len()), (batch * cols, batch * rows), "activations and outputs");
+    if batch == 0 || cols == 0 || rows == 0 {
+        without_columns(rows, epilogue, y);
     } else if batch <= DOT_BATCH {
         dot_products(isa, matrix, x, batch, epilogue, y);
     } else {
@@ -162,15 +219,16 @@ pub(crate) fn rows_product(
     }
 }
 
-fn through_panels(
+fn through_panels<M: Matrix>(
     isa: Isa,
-    matrix: RowMatrix<'_>,
+    matrix: M,
     x: &[f32],
     batch: usize,
     epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
-    let columns = Columns::new(matrix.cols, matrix.cols);
+    let [rows, cols] = matrix.dim();
+    let columns = Columns::new(cols, cols);
     let x = FloatTiles::new(x, batch, columns);
     let pass = Pass { isa, x: &x, epilogue, ahead: 0, blocks: columns.blocks() };
     let work = |scratch: &mut Scratch, at: &At<'_>| {
@@ -179,13 +237,13 @@ fn through_panels(
         let (panel, row) = scratch.wide.words_mut::<f32>().split_at_mut(count);
         // a matrix can have more columns than one group, but not more than one scale: its blocks follow one another
         let column = at.blocks.start * BLOCK;
-        let len = (at.blocks.len() * BLOCK).min(matrix.cols - column);
+        let len = (at.blocks.len() * BLOCK).min(cols - column);
         // columns that fill the last block: activations hold zero against them, which NaN would not become
         panel[len * PANEL..].fill(0.0);
-        matrix.fill_panel(isa, at.panel * PANEL, column..column + len, row, panel);
+        fill_panel(isa, &matrix, at.panel * PANEL, column..column + len, row, panel);
         pass.run(&scratch.wide.bytes()[..count * 4], scratch.total.words_mut(), at);
     };
-    run(&mut [Job { schedule: Schedule::new(matrix.rows, columns, batch, true, FLOAT_DEPTH), y, work }]);
+    run(&mut [Job { schedule: Schedule::new(rows, columns, batch, true, FLOAT_DEPTH), y, work }]);
 }
 
 multiversion! {
@@ -200,23 +258,23 @@ fn transpose_body(row: &[f32], output: usize, panel: &mut [f32]) {
     }
 }
 
-fn dot_products(
+fn dot_products<M: Matrix>(
     isa: Isa,
-    matrix: RowMatrix<'_>,
+    matrix: M,
     x: &[f32],
     batch: usize,
     epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
-    let RowMatrix { rows, cols, .. } = matrix;
+    let [rows, cols] = matrix.dim();
     let output = Output::new(y, batch, rows);
     let blocks = rows.div_ceil(DOT_ROWS);
     let work = |scratch: &mut Vec<f32>, block: usize| {
         let first = block * DOT_ROWS;
         let count = DOT_ROWS.min(rows - first);
         let mut sums = [[0.0f32; DOT_ROWS]; DOT_BATCH];
-        if !matrix.dots_in_place(isa, first, x, &mut sums) {
-            matrix.dots_of_pieces(isa, first..first + count, x, scratch, &mut sums);
+        if count < DOT_ROWS || !matrix.dots_in_place(isa, first, x, &mut sums) {
+            dots_of_pieces(isa, &matrix, first..first + count, x, scratch, &mut sums);
         }
         // SAFETY: every block of rows belongs to one task.
         let mut y = unsafe { output.columns(0..batch, first..first + count) };

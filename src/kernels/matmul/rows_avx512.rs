@@ -174,7 +174,7 @@ unsafe fn fill_panel_of<const KIND: u8>(
 /// Sixteen rows of sixteen values, as columns.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transposed(rows: &[__m512; 16]) -> [__m512; 16] {
+pub(super) fn transposed(rows: &[__m512; 16]) -> [__m512; 16] {
     // pairs of rows, then fours: afterwards register 4i + j holds, in its lane q, column 4q + j of rows 4i to 4i + 3
     let mut pairs = *rows;
     for i in 0..8 {
