@@ -47,8 +47,9 @@ pub use pipeline::{
     VerifyOptions, verify,
 };
 pub use prune::{
-    Allocation, Axis, Consumer, CubicSchedule, Importance, Magnitude, MagnitudeThreshold, Pruning, Repaired,
-    SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, erdos_renyi_kernel, n_of_m_mask,
+    Allocation, Axis, Consumer, CubicSchedule, Importance, Magnitude, MagnitudeThreshold, Obc, Pruning,
+    Repaired, Sensitivity, SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, by_sensitivity,
+    erdos_renyi_kernel, n_of_m_mask,
 };
 pub use quantize::{
     ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,

@@ -178,6 +178,8 @@ fn pruning_recipes() -> Vec<(Recipe, &'static str)> {
         (preset("2:4", "sparsegpt", "nearest", "layer"), "SparseGPT 2:4"),
         (preset("60%", "sparsegpt", "nearest", "erk"), "SparseGPT 60%, by shape"),
         (preset("60%", "wanda", "nearest", "global"), "Wanda 60%, global"),
+        (preset("60%", "sparsegpt", "nearest", "sensitivity"), "SparseGPT 60%, by sensitivity"),
+        (preset("2:4", "obc", "nearest", "layer"), "OBC 2:4"),
         (preset("50%+int4", "wanda", "gptq", "layer"), "Wanda 50%"),
         (
             preset("2:4+int4", "sparsegpt", "gptq", "layer"),

@@ -1,4 +1,5 @@
-//! Wanda and SparseGPT against llmcompressor and the paper's algorithm in f64 (`fixtures/golden/pruning/make.py`).
+//! Wanda and SparseGPT against llmcompressor and the paper's algorithm in f64 (`fixtures/golden/pruning/make.py`), and optimal brain
+//! compression against its definition (`fixtures/golden/obc/make.py`).
 
 use std::num::NonZeroUsize;
 
@@ -6,11 +7,12 @@ use ndarray::Array2;
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use tersor::{
-    Alternative, Bits, CodeType, Gptq, Granularity, Layer, LayerStats, LayoutKind, Method, Needs, NofM,
+    Alternative, Bits, CodeType, Gptq, Granularity, Layer, LayerStats, LayoutKind, Method, Needs, NofM, Obc,
     Precision, Pruning, SparseGpt, Sparsity, SparsityPattern, Wanda,
 };
 
 const GOLDEN: &[u8] = include_bytes!("../fixtures/golden/pruning/pruning.safetensors");
+const OBC: &[u8] = include_bytes!("../fixtures/golden/obc/obc.safetensors");
 
 fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
     tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
@@ -122,4 +124,41 @@ fn every_case_equals_the_reference() {
         assert_eq!(outcome.dead_channels, usize::from(dead.is_some()), "{id}");
     }
     assert_eq!(cases.len(), 19);
+}
+
+#[test]
+fn optimal_brain_compression_equals_its_definition_and_is_never_worse_than_a_sweep() {
+    let golden = SafeTensors::deserialize(OBC).unwrap();
+    let tensor = |name: &str| golden.tensor(name).unwrap();
+    let (_, header) = SafeTensors::read_metadata(OBC).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&header.metadata().as_ref().unwrap()["cases"]).unwrap();
+    let (weights, inputs) = (floats(&tensor("weight")), tensor("inputs"));
+    let shape = tensor("weight").shape().to_vec();
+    let cols = shape[1];
+    let x = inputs.data().iter().map(|x| f32::from(*x as i8) / 16.0).collect();
+    let x = Array2::from_shape_vec((inputs.shape()[0], cols), x).unwrap();
+    let mut stats = LayerStats::new(cols, Needs::Hessian);
+    stats.observe(x.view()).unwrap();
+    let layer = Layer {
+        stats: Some(&stats),
+        layout: LayoutKind::Bitmask,
+        ..Layer::new(&shape, &weights, Precision::F32)
+    };
+    for case in &cases {
+        let id = case["id"].as_str().unwrap();
+        let compressed = Obc::new(pattern(case)).compress(&layer).unwrap();
+        let (mask, kept) = (compressed.weight.mask().unwrap(), tensor(&format!("{id}.kept")));
+        let differ = |i: &usize| mask.keeps(i / cols, i % cols) != (kept.data()[*i] == 1);
+        assert_eq!((0..weights.len()).filter(differ).count(), 0, "{id}: masks");
+        let values = floats(&tensor(&format!("{id}.values")));
+        for (i, (ours, theirs)) in compressed.weight.dequantize().iter().zip(values).enumerate() {
+            assert!((ours - theirs).abs() < 2e-5, "{id}: value {i} {ours}, not {theirs}");
+        }
+        let error = doubles(&tensor(&format!("{id}.error")))[0];
+        let outcome = compressed.outcome.unwrap();
+        assert!((outcome.method_error / error - 1.0).abs() < 1e-4, "{id}: {outcome:?}, not {error}");
+        let sweep = SparseGpt::new(pattern(case)).compress(&layer).unwrap().outcome.unwrap();
+        assert!(outcome.method_error < sweep.method_error, "{id}: {outcome:?}, {sweep:?}");
+    }
+    assert_eq!(cases.len(), 6);
 }

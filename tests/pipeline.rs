@@ -428,6 +428,14 @@ fn pruning_takes_the_smallest_layout_and_says_when_that_is_dense() {
         assert_eq!(tensor.form().unwrap().layout(), layout, "{names}");
         let says = tensor.reason().contains("at this sparsity dense zeros take the fewest bytes");
         assert_eq!(says, dense, "{names}: {}", tensor.reason());
+        // each layout with its bytes, the fewest first
+        let layouts = tensor.layouts();
+        assert_eq!(layouts[0], (layout, tensor.form().unwrap().bytes().total()), "{names}");
+        assert!(layouts.is_sorted_by_key(|(_, bytes)| *bytes), "{names}: {layouts:?}");
+        let is_dense = |of: &&(LayoutKind, u64)| of.0 == LayoutKind::Dense;
+        let bits: u64 = names.split_once("+int").map_or(32, |(_, bits)| bits.parse().unwrap());
+        let scales = if bits == 4 { 64 * 2 * 4 } else { 64 * 4 * u64::from(bits < 32) };
+        assert_eq!(layouts.iter().find(is_dense).unwrap().1, 64 * 256 * bits / 8 + scales, "{names}");
         // none of the others is smaller
         let form = tensor.form().unwrap();
         let (rows, cols) = (form.rows(), form.cols());
@@ -623,5 +631,37 @@ fn quantizing_a_pruned_checkpoint_keeps_it_pruned() {
         let weight = twice.weight(name).unwrap();
         assert_eq!(weight.form().to_string(), "2:4 × int8, channel");
         assert_eq!(weight, once.weight(name).unwrap());
+    }
+}
+
+#[test]
+fn pruned_weights_take_few_bytes_and_come_back_to_the_bit() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/fashion-mlp");
+    let prune =
+        |what: &str, layout: &str| format!("prune = {{ method = 'magnitude', {what}, layout = '{layout}' }}");
+    for (what, coding, most) in [
+        ("sparsity = 0.5", "quantize = { type = 'f16' }", 0.57),
+        ("pattern = '2:4'", "quantize = { bits = 8 }", 0.66),
+        ("sparsity = 0.9", "", 0.16),
+    ] {
+        let write = |layout: &str| {
+            let steps = [prune(what, layout), coding.to_owned()];
+            let steps: Vec<String> =
+                steps.iter().filter(|s| !s.is_empty()).map(|s| format!("{{ {s} }}")).collect();
+            let recipe = Recipe::from_toml(&format!("step = [{}]", steps.join(", "))).unwrap();
+            let (work, output, _) = run(&source, &recipe).unwrap();
+            (Checkpoint::open(&output).unwrap(), work)
+        };
+        let ((sparse, _work), (dense, _also)) = (write("smallest"), write("dense"));
+        let mut bytes = [0, 0];
+        for entry in sparse.entries().iter().filter(|entry| entry.class == TensorClass::Linear) {
+            bytes[0] += entry.bytes;
+            bytes[1] += dense.entry(&entry.name).unwrap().bytes;
+            let values = |of: &Checkpoint| of.dense(&entry.name).unwrap();
+            let bits = |values: Vec<f32>| values.into_iter().map(|x| (x + 0.0).to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(values(&sparse)), bits(values(&dense)), "{what}: {}", entry.name);
+        }
+        let share = bytes[0] as f64 / bytes[1] as f64;
+        assert!(share <= most, "{what}: {bytes:?}, {share}");
     }
 }

@@ -121,6 +121,8 @@ pub(super) struct PlanArgs {
     pub(super) source: PathBuf,
     #[command(flatten)]
     pub(super) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(super) calibration: CalibrationArgs,
 }
 
 #[derive(Args)]

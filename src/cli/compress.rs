@@ -1,6 +1,6 @@
 use tersor::pipeline::{BlockInputs, Calibration};
 use tersor::report::layers_table;
-use tersor::{Checkpoint, Cut, Execution, Needs, Network, Plan, Samples, Tokenizer};
+use tersor::{Checkpoint, Cut, Execution, Needs, Network, Plan, Recipe, Samples, Tokenizer};
 
 use super::args::{CalibrationArgs, CompressArgs, Inputs};
 use super::output::{Output, human};
@@ -10,17 +10,18 @@ use super::{Failure, Outcome};
 pub(super) fn run(args: &CompressArgs, seed: u64, output: &Output) -> Result<Outcome, Failure> {
     let checkpoint = Checkpoint::open(&args.source)?;
     let recipe = args.recipe.read()?;
-    let plan = Plan::new(&checkpoint, &recipe)?;
+    let samples = args.calibration.samples(&checkpoint, seed)?;
+    let plan = args.calibration.plan(&checkpoint, &recipe, samples.as_ref(), output)?;
     for note in notes(&plan) {
         output.note(&format!("note: {note}"));
     }
-    let run = match args.calibration.samples(&checkpoint, seed)? {
+    let run = match &samples {
         None => plan.run(&args.output, &mut output.progress()?)?,
         Some(samples) => {
-            if plan.needs() == Needs::Nothing {
+            if plan.needs() == Needs::Nothing && !recipe.measures_sensitivity() {
                 output.note("note: nothing in this recipe looks at the calibration samples");
             }
-            let calibration = args.calibration.of(&samples)?;
+            let calibration = args.calibration.of(samples)?;
             plan.run_calibrated(&args.output, calibration, &mut output.progress()?)?
         }
     };
@@ -50,6 +51,23 @@ impl CalibrationArgs {
         // only texts need one
         let tokenizer = Tokenizer::of(checkpoint).ok();
         Ok(Some(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?))
+    }
+
+    /// The plan of a recipe, which may go by what the samples say.
+    pub(super) fn plan<'c>(
+        &self,
+        checkpoint: &'c Checkpoint,
+        recipe: &'c Recipe,
+        samples: Option<&Samples>,
+        output: &Output,
+    ) -> Result<Plan<'c>, Failure> {
+        match samples {
+            Some(samples) if recipe.measures_sensitivity() => {
+                let calibration = self.of(samples)?;
+                Ok(Plan::calibrated(checkpoint, recipe, calibration, &mut output.progress()?)?)
+            }
+            _ => Ok(Plan::new(checkpoint, recipe)?),
+        }
     }
 
     pub(super) fn of<'s>(&'s self, samples: &'s Samples) -> Result<Calibration<'s>, Failure> {

@@ -1,6 +1,6 @@
 use serde_json::json;
 use tersor::report::{Align, Table};
-use tersor::{Activations, Checkpoint, Network, Score};
+use tersor::{Activations, Checkpoint, Network, PackedWeight, Score};
 
 use super::args::EvalArgs;
 use super::output::Output;
@@ -26,10 +26,47 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
         },
         "data": args.task.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "threads": rayon::current_num_threads(),
+        "sparse_layers": sparse_layers(&network).map(|(name, weight, rows)| json!({
+            "name": name,
+            "form": weight.form().to_string(),
+            "memory": weight.bytes(),
+            "sparse_up_to_rows": (rows < usize::MAX).then_some(rows),
+        })).collect::<Vec<_>>(),
         "scores": scores,
     });
-    output.print(&value, &table(&scores), "")?;
+    output.print(&value, &table(&scores), &how_sparse(&network))?;
     Ok(Outcome::Done)
+}
+
+/// Layers that are stored sparsely, and the most rows of activations for which they leave zeros out.
+fn sparse_layers(network: &Network) -> impl Iterator<Item = (&str, &PackedWeight, usize)> {
+    let layers = network.packed_layers().into_iter();
+    layers.filter_map(|(name, weight)| Some((name, weight, weight.sparse_batch()?)))
+}
+
+/// How layers run that are stored sparsely, in words; empty if there are none.
+fn how_sparse(network: &Network) -> String {
+    let (mut all, mut dense, mut always) = (0, 0, 0);
+    let mut most = 0;
+    for (_, _, rows) in sparse_layers(network) {
+        all += 1;
+        match rows {
+            0 => dense += 1,
+            usize::MAX => always += 1,
+            rows => most = most.max(rows),
+        }
+    }
+    let some = all - dense - always;
+    let parts = [
+        (always, "leave zeros out".to_owned()),
+        (some, format!("leave zeros out for up to {most} rows of activations, and run densely for more")),
+        (dense, "run densely: faster at their sparsity".to_owned()),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, how)| format!("{count} {how}"));
+    match all {
+        0 => String::new(),
+        _ => format!("\nof {all} sparse layers {}", parts.collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn table(scores: &[Score]) -> Table {

@@ -68,7 +68,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     let output = Output::new(&arguments.common);
     match &arguments.command {
         Command::Inspect(args) => inspect::run(args, &output),
-        Command::Plan(args) => plan::run(args, &output),
+        Command::Plan(args) => plan::run(args, arguments.common.seed, &output),
         Command::Compress(args) => compress::run(args, arguments.common.seed, &output),
         Command::Shrink(args) => shrink::run(args, arguments.common.seed, &output),
         Command::Eval(args) => eval::run(args, &output),

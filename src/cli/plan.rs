@@ -8,10 +8,14 @@ use super::args::PlanArgs;
 use super::output::{Output, human};
 use super::{Failure, Outcome};
 
-pub(super) fn run(args: &PlanArgs, output: &Output) -> Result<Outcome, Failure> {
+pub(super) fn run(args: &PlanArgs, seed: u64, output: &Output) -> Result<Outcome, Failure> {
     let checkpoint = Checkpoint::open(&args.source)?;
     let recipe = args.recipe.read()?;
-    let plan = Plan::new(&checkpoint, &recipe)?;
+    let samples = args.calibration.samples(&checkpoint, seed)?;
+    let plan = args.calibration.plan(&checkpoint, &recipe, samples.as_ref(), output)?;
+    if samples.is_some() && !recipe.measures_sensitivity() {
+        output.note("note: nothing in this plan depends on the calibration samples");
+    }
     let memory = plan.calibrated_memory(None)?;
     output.print(&to_json(&plan, memory), &plan_table(&plan), &summary(&plan, memory))?;
     Ok(Outcome::Done)
@@ -36,6 +40,7 @@ fn to_json(plan: &Plan<'_>, memory: u64) -> Value {
             "compressed": t.is_compressed(),
             "methods": t.methods(),
             "reason": t.reason(),
+            "layouts": t.layouts().iter().map(|(layout, bytes)| json!({"layout": layout.to_string(), "bytes": bytes})).collect::<Vec<_>>(),
             "bytes_before": t.entry().bytes,
             "bytes_after": t.bytes(),
         })).collect::<Vec<_>>(),

@@ -83,6 +83,16 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// Its name and its weight, if that is arranged for products.
+    pub(super) fn packed(&self) -> Option<(&str, &PackedWeight)> {
+        match &self.matrix {
+            Matrix::Packed(weight) => Some((&self.name, weight)),
+            Matrix::Mapped(_) => None,
+        }
+    }
+}
+
 /// Several layers with the same input, computed side by side.
 pub(super) fn forward_all<const N: usize>(
     layers: [&Linear; N],

@@ -150,6 +150,16 @@ impl Network {
         }
     }
 
+    /// The layers whose weights are arranged for products, by name: what each looked like, the bytes it takes, and
+    /// [whether zeros are left out](PackedWeight::sparse_batch). Plain weights are used where their file is mapped.
+    pub fn packed_layers(&self) -> Vec<(&str, &PackedWeight)> {
+        match self {
+            Self::Sequential(model) => model.packed_layers(),
+            Self::Encoder(model) => model.packed_layers(),
+            Self::Decoder(model) => model.packed_layers(),
+        }
+    }
+
     /// As a model that predicts tokens.
     ///
     /// # Errors

@@ -148,7 +148,10 @@ impl Plan<'_> {
     }
 
     /// A hash of everything that the layers' inputs depend on as long as nothing is compressed.
-    fn fingerprint_of_inputs(&self, calibration: Calibration<'_>) -> Result<Sha256, PipelineError> {
+    pub(super) fn fingerprint_of_inputs(
+        &self,
+        calibration: Calibration<'_>,
+    ) -> Result<Sha256, PipelineError> {
         let rotation = self.transforms.fingerprint_of_rotation();
         Ok(hash_of_inputs(self.checkpoint, calibration.samples, &rotation)?)
     }
@@ -266,7 +269,7 @@ impl Plan<'_> {
 
     /// Replaces the hidden states by what a block gives before it is compressed: as it was rotated, and nothing else, so that a
     /// run that goes on from here has the same bits.
-    fn run_dense(
+    pub(super) fn run_dense(
         &self,
         model: &mut Blockwise<'_>,
         block: usize,
@@ -323,7 +326,7 @@ impl Plan<'_> {
     }
 
     /// Every tensor that is to be compressed with regard to its input must be part of a block.
-    fn check_seen(&self, model: &Blockwise<'_>) -> Result<(), PipelineError> {
+    pub(super) fn check_seen(&self, model: &Blockwise<'_>) -> Result<(), PipelineError> {
         let seen: Vec<String> =
             (0..model.blocks()).flat_map(|block| model.block_layers(block)).flatten().collect();
         let unseen = self.tensors().iter().find(|tensor| {
@@ -399,29 +402,7 @@ impl Plan<'_> {
             };
             layers.iter().map(of).max().unwrap_or_default()
         };
-        let groups = model.block_layers(block).into_iter();
-        let mut groups: Vec<Group> =
-            groups.map(|layers| Group { needs: needs(&layers), ..Group::new(layers) }).collect();
-        if let Some(saved) = saved {
-            if saved.has(block) {
-                saved.read(block, &mut groups)?;
-            } else {
-                // whatever the next recipe needs
-                for group in &mut groups {
-                    group.needs = Needs::Hessian;
-                }
-                observe_block(model, block, &mut groups, store)?;
-                saved.write(block, &groups)?;
-            }
-        } else if groups.iter().any(|group| group.needs > Needs::Nothing) {
-            observe_block(model, block, &mut groups, store)?;
-        }
-        let mut stats = BTreeMap::new();
-        for Group { layers, stats: of_group, .. } in groups {
-            let Some(of_group) = of_group.map(Arc::new) else { continue };
-            stats.extend(layers.into_iter().map(|layer| (layer, Arc::clone(&of_group))));
-        }
-        Ok(stats)
+        observe_groups(model, block, needs, store, saved)
     }
 
     /// Gives some tensors the form that they will have in the output: those that are compressed with regard to their input,
@@ -560,6 +541,39 @@ impl Plan<'_> {
         };
         Ok((compressed.weight, report))
     }
+}
+
+/// What goes into the layers of a block, by layer; `needs` says what must be known of layers that share an input.
+pub(super) fn observe_groups(
+    model: &Blockwise<'_>,
+    block: usize,
+    needs: impl Fn(&[String]) -> Needs,
+    store: &mut Store,
+    saved: Option<&Saved>,
+) -> Result<SeenStats, PipelineError> {
+    let groups = model.block_layers(block).into_iter();
+    let mut groups: Vec<Group> =
+        groups.map(|layers| Group { needs: needs(&layers), ..Group::new(layers) }).collect();
+    if let Some(saved) = saved {
+        if saved.has(block) {
+            saved.read(block, &mut groups)?;
+        } else {
+            // whatever the next recipe needs
+            for group in &mut groups {
+                group.needs = Needs::Hessian;
+            }
+            observe_block(model, block, &mut groups, store)?;
+            saved.write(block, &groups)?;
+        }
+    } else if groups.iter().any(|group| group.needs > Needs::Nothing) {
+        observe_block(model, block, &mut groups, store)?;
+    }
+    let mut stats = BTreeMap::new();
+    for Group { layers, stats: of_group, .. } in groups {
+        let Some(of_group) = of_group.map(Arc::new) else { continue };
+        stats.extend(layers.into_iter().map(|layer| (layer, Arc::clone(&of_group))));
+    }
+    Ok(stats)
 }
 
 /// What the names of all of a block's tensors begin with.

@@ -2,10 +2,16 @@ use std::collections::BTreeMap;
 
 use super::PipelineError;
 use crate::checkpoint::{Checkpoint, Entry, Stored};
-use crate::dtype::FloatType;
+use crate::dtype::{FloatType, Precision};
 use crate::kernels::reduce;
 use crate::kernels::select::{self, Source, Standing};
-use crate::prune::{Allocation, MagnitudeThreshold, Sparsity, erdos_renyi_kernel};
+use crate::layer::Layer;
+use crate::prune::{
+    Allocation, MagnitudeThreshold, Pruning, Sensitivity, Sparsity, by_sensitivity, erdos_renyi_kernel,
+};
+
+/// What pruning costs layers, by the names of their weights.
+pub(super) type Sensitivities = BTreeMap<String, Sensitivity>;
 
 /// A tensor's part in a pruning step that spans several: the threshold as it stands when the tensor's turn comes, and
 /// how many weights the tensor keeps.
@@ -22,14 +28,29 @@ pub(super) enum Part {
     Sparsity(Sparsity),
 }
 
-/// The sparsity of each of some tensors, of which all together have `sparsity`.
+/// The sparsity of each of some tensors, of which all together have `sparsity`. What was not measured is now, by its weights.
 pub(super) fn allocated(
     checkpoint: &Checkpoint,
     entries: &[&Entry],
-    sparsity: Sparsity,
+    (pruning, sparsity): (&Pruning, Sparsity),
     allocation: Allocation,
+    measured: &Sensitivities,
 ) -> Result<BTreeMap<String, Sparsity>, PipelineError> {
     match allocation {
+        Allocation::Sensitivity => {
+            let of = |entry: &&Entry| {
+                if let Some(sensitivity) = measured.get(&entry.name) {
+                    return Ok(sensitivity.clone());
+                }
+                let values = checkpoint.dense(&entry.name)?;
+                let layer = Layer::new(&entry.shape, &values, entry.precision().unwrap_or(Precision::F32));
+                let sensitivity = Sensitivity::measure(&layer, pruning);
+                sensitivity.map_err(PipelineError::method(checkpoint.path(), &entry.name))
+            };
+            let all = entries.iter().map(of).collect::<Result<Vec<_>, PipelineError>>()?;
+            let names = entries.iter().map(|entry| entry.name.clone());
+            Ok(names.zip(by_sensitivity(&all, sparsity)).collect())
+        }
         Allocation::ErdosRenyiKernel => {
             let shapes: Vec<&[usize]> = entries.iter().map(|entry| entry.shape.as_slice()).collect();
             let names = entries.iter().map(|entry| entry.name.clone());

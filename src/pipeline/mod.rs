@@ -2,7 +2,7 @@
 //!
 //! [`Plan::new`] says for every tensor what a recipe does to it and why, with the exact bytes out, before any work.
 //! [`Plan::run`] does it, one tensor at a time, and gives a [`Run`] with the error of every layer. [`verify`] compares a
-//! finished output with its source.
+//! finished output with its source. Where samples say how much each layer is to lose, [`Plan::calibrated`] runs the network on them first.
 //!
 //! [`Shrink`] makes ordinary smaller models, with fewer neurons, heads, channels or blocks: [`ShrinkPlan`] is its plan and its run.
 
@@ -17,6 +17,7 @@ mod plan;
 mod prepared;
 mod resume;
 mod run;
+mod sensitivity;
 mod shrink;
 mod stream;
 mod transforms;

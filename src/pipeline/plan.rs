@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::PipelineError;
 use super::advice::{advice, is_transposed};
 use super::config::{described, plan_config};
-use super::global::{Part, allocated, shares};
+use super::global::{Part, Sensitivities, allocated, shares};
 use super::prepared::Prepared;
 use super::stream::{self, Stage};
 use super::transforms::Transforms;
@@ -30,6 +30,8 @@ pub struct PlannedTensor<'a> {
     pub(super) entry: Cow<'a, Entry>,
     pub(super) action: PlannedAction<'a>,
     reason: String,
+    /// Of a pruned weight, the layouts that hold what is kept, and the bytes of each; the fewest first.
+    layouts: Vec<(LayoutKind, u64)>,
     pub(super) specs: Vec<TensorSpec>,
 }
 
@@ -48,7 +50,7 @@ pub enum PlannedAction<'a> {
 #[derive(Debug)]
 pub struct Job<'a> {
     pub(super) mask: MaskPlan,
-    prune: Option<&'a Prune>,
+    pub(super) prune: Option<&'a Prune>,
     pub(super) quantize: Option<&'a dyn Method>,
     pub(super) inputs: Option<InputQuantization>,
     pub(super) form: Form,
@@ -131,6 +133,12 @@ impl PlannedTensor<'_> {
         &self.reason
     }
 
+    /// Of a weight that is pruned, the layouts that can hold what is kept, and the bytes that its values and positions, scales and
+    /// zero points take in each; the fewest first, dense zeros included.
+    pub fn layouts(&self) -> &[(LayoutKind, u64)] {
+        &self.layouts
+    }
+
     /// The form it will have; `None` when it is copied.
     pub fn form(&self) -> Option<&Form> {
         match &self.action {
@@ -210,13 +218,22 @@ impl<'a> Plan<'a> {
     /// When a step or ignore pattern names no tensor, the recipe contradicts itself, or the output format cannot hold a
     /// weight.
     pub fn new(checkpoint: &'a Checkpoint, recipe: &'a Recipe) -> Result<Self, PipelineError> {
+        Self::measured(checkpoint, recipe, &Sensitivities::new())
+    }
+
+    /// As [`new`](Self::new), with what is known of what pruning costs layers.
+    pub(super) fn measured(
+        checkpoint: &'a Checkpoint,
+        recipe: &'a Recipe,
+        sensitivities: &Sensitivities,
+    ) -> Result<Self, PipelineError> {
         let format = recipe.output_format().unwrap_or_else(|| default_format(checkpoint, recipe));
         if recipe.is_entropy_coded() && format == OutputFormat::CompressedTensors {
             let reason = "compressed-tensors holds no entropy-coded weights; choose the format `tersor`, which only tersor reads";
             return Err(RecipeError::value("entropy", reason).into());
         }
         check_matches(checkpoint, recipe)?;
-        let parts = parts_of_all(checkpoint, recipe)?;
+        let parts = parts_of_all(checkpoint, recipe, sensitivities)?;
         let mut tensors = Vec::new();
         for entry in checkpoint.entries() {
             tensors.push(plan_tensor(checkpoint, recipe, format, &parts, entry)?);
@@ -456,7 +473,11 @@ pub(super) fn compressible(entry: &Entry) -> Result<Precision, String> {
 }
 
 /// What the pruning step that spans several tensors asks of each.
-fn parts_of_all(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Part>, PipelineError> {
+fn parts_of_all(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    sensitivities: &Sensitivities,
+) -> Result<BTreeMap<String, Part>, PipelineError> {
     let mut all = BTreeMap::new();
     for (i, step) in recipe.steps().iter().enumerate() {
         let Action::Prune(Prune { selection, .. }) = step.action() else { continue };
@@ -479,7 +500,8 @@ fn parts_of_all(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<Str
             Selection::Allocated(pruning, allocation) => {
                 // what has no one sparsity takes it as it is
                 let SparsityPattern::Unstructured(sparsity) = pruning.pattern() else { continue };
-                let parts = allocated(checkpoint, &members, sparsity, *allocation)?;
+                let of_all = (pruning, sparsity);
+                let parts = allocated(checkpoint, &members, of_all, *allocation, sensitivities)?;
                 all.extend(parts.into_iter().map(|(name, sparsity)| (name, Part::Sparsity(sparsity))));
             }
             Selection::Layer(_) | Selection::Structured(_) => {}
@@ -505,7 +527,7 @@ fn plan_tensor<'a>(
                 (PlannedAction::Copy, vec![spec])
             }
         };
-        Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
+        Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, layouts: Vec::new(), specs })
     };
     let (prune, quantize) = match recipe.decide(&entry.name, entry.class)? {
         Decision::Ignored(pattern) => return keep(format!("ignored by `{pattern}`")),
@@ -559,15 +581,12 @@ fn plan_tensor<'a>(
         },
     };
     let dense = form_of(LayoutKind::Dense, rows * cols)?;
-    let form = match prune.map(|p| p.layout) {
+    let (form, layouts) = match prune.map(|p| p.layout) {
         None => match &entry.stored {
-            Stored::Compressed(before) => form_of(before.layout(), kept)?,
-            Stored::Plain(_) => dense,
+            Stored::Compressed(before) => (form_of(before.layout(), kept)?, Vec::new()),
+            Stored::Plain(_) => (dense, Vec::new()),
         },
-        Some(LayoutChoice::Fixed(LayoutKind::Dense)) => dense,
-        Some(LayoutChoice::Fixed(layout)) => form_of(layout, kept)?,
-        Some(LayoutChoice::Smallest) => {
-            let mut smallest = dense;
+        Some(choice) => {
             let pattern = match mask {
                 MaskPlan::Magnitude(Magnitude::NofM(pattern)) => Some(LayoutKind::NofM(pattern)),
                 MaskPlan::Calibrated(pruning) => match pruning.pattern() {
@@ -576,17 +595,22 @@ fn plan_tensor<'a>(
                 },
                 _ => None,
             };
-            for layout in [LayoutKind::CompressedRows, LayoutKind::Bitmask].into_iter().chain(pattern) {
-                // one that cannot hold it is no choice
-                let Ok(form) = form_of(layout, kept) else { continue };
-                if form.bytes().total() <= smallest.bytes().total() {
-                    smallest = form;
-                }
-            }
-            if smallest.layout() == LayoutKind::Dense {
+            let sparse = pattern.into_iter().chain([LayoutKind::Bitmask, LayoutKind::CompressedRows]);
+            // one that cannot hold it is no choice
+            let mut forms: Vec<Form> = sparse.filter_map(|layout| form_of(layout, kept).ok()).collect();
+            forms.push(dense);
+            // of equals the first: the sparser one
+            forms.sort_by_key(|form| form.bytes().total());
+            let layouts: Vec<_> = forms.iter().map(|form| (form.layout(), form.bytes().total())).collect();
+            let form = match choice {
+                LayoutChoice::Fixed(LayoutKind::Dense) => form_of(LayoutKind::Dense, rows * cols)?,
+                LayoutChoice::Fixed(layout) => form_of(layout, kept)?,
+                LayoutChoice::Smallest => forms.swap_remove(0),
+            };
+            if choice == LayoutChoice::Smallest && form.layout() == LayoutKind::Dense {
                 reason.push_str("; at this sparsity dense zeros take the fewest bytes");
             }
-            smallest
+            (form, layouts)
         }
     };
     if format == OutputFormat::CompressedTensors
@@ -630,7 +654,7 @@ fn plan_tensor<'a>(
     let specs = formats::specs(&entry.name, &form);
     let quantize = quantize.map(|(_, method)| method);
     let action = PlannedAction::Compress(Job { mask, prune, quantize, inputs, form, precision });
-    Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, specs })
+    Ok(PlannedTensor { entry: Cow::Borrowed(entry), action, reason, layouts, specs })
 }
 
 /// A tensor that a rotated model has and its source has not.
@@ -648,7 +672,8 @@ fn plan_added(checkpoint: &Checkpoint, added: &AddedTensor) -> Result<PlannedTen
         tensors: vec![added.name.clone()],
     };
     let reason = format!("added: rotated, it is not `{}` any more", added.like);
-    Ok(PlannedTensor { entry: Cow::Owned(entry), action: PlannedAction::Copy, reason, specs: vec![spec] })
+    let (action, layouts, specs) = (PlannedAction::Copy, Vec::new(), vec![spec]);
+    Ok(PlannedTensor { entry: Cow::Owned(entry), action, reason, layouts, specs })
 }
 
 fn check_names(checkpoint: &Checkpoint, tensors: &[PlannedTensor<'_>]) -> Result<(), PipelineError> {

@@ -8,6 +8,9 @@ pub enum Allocation {
     Global,
     /// By shape: small layers keep more, see [`erdos_renyi_kernel`].
     ErdosRenyiKernel,
+    /// By what pruning costs each layer, see [`by_sensitivity`](crate::by_sensitivity): with calibration samples, its output
+    /// ([`Plan::calibrated`](crate::Plan::calibrated)); without, its weights.
+    Sensitivity,
 }
 
 /// The sparsities of layers by their shapes, so that all together lose the share that is asked for: a layer keeps a fraction

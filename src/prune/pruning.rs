@@ -1,6 +1,7 @@
 use std::any::Any;
 
 use super::magnitude::{Magnitude, Sparsity};
+use super::obc::Obc;
 use super::pattern::SparsityPattern;
 use super::sparse_gpt::SparseGpt;
 use super::wanda::Wanda;
@@ -17,6 +18,8 @@ pub enum Pruning {
     Wanda(Wanda),
     /// By what the output misses, with the other weights making good for it.
     SparseGpt(SparseGpt),
+    /// The same, exactly, for small layers.
+    Obc(Obc),
 }
 
 impl Pruning {
@@ -26,6 +29,7 @@ impl Pruning {
             Self::Magnitude(magnitude) => (*magnitude).into(),
             Self::Wanda(wanda) => wanda.pattern(),
             Self::SparseGpt(sparse_gpt) => sparse_gpt.pattern(),
+            Self::Obc(obc) => obc.pattern(),
         }
     }
 
@@ -37,6 +41,7 @@ impl Pruning {
             Self::Magnitude(_) => Self::Magnitude(pattern.into()),
             Self::Wanda(_) => Self::Wanda(Wanda::new(pattern)),
             Self::SparseGpt(sparse_gpt) => Self::SparseGpt(sparse_gpt.to(pattern)),
+            Self::Obc(obc) => Self::Obc(obc.to(pattern)),
         }
     }
 
@@ -44,7 +49,7 @@ impl Pruning {
     pub fn kept(&self, rows: usize, cols: usize) -> usize {
         match self {
             Self::Wanda(wanda) => wanda.kept(rows, cols),
-            Self::Magnitude(_) | Self::SparseGpt(_) => self.pattern().kept(rows, cols),
+            Self::Magnitude(_) | Self::SparseGpt(_) | Self::Obc(_) => self.pattern().kept(rows, cols),
         }
     }
 
@@ -54,6 +59,7 @@ impl Pruning {
             Self::Magnitude(magnitude) => magnitude,
             Self::Wanda(wanda) => wanda,
             Self::SparseGpt(sparse_gpt) => sparse_gpt,
+            Self::Obc(obc) => obc,
         }
     }
 
@@ -66,7 +72,7 @@ impl Pruning {
                 let gptq = rounding.downcast_ref::<Gptq>()?.pruning(sparse_gpt.pattern());
                 Some(gptq.damped_at_least(sparse_gpt.least_damping()))
             }
-            Self::Magnitude(_) | Self::Wanda(_) => None,
+            Self::Magnitude(_) | Self::Wanda(_) | Self::Obc(_) => None,
         }
     }
 }
@@ -80,6 +86,12 @@ impl From<Magnitude> for Pruning {
 impl From<Wanda> for Pruning {
     fn from(wanda: Wanda) -> Self {
         Self::Wanda(wanda)
+    }
+}
+
+impl From<Obc> for Pruning {
+    fn from(obc: Obc) -> Self {
+        Self::Obc(obc)
     }
 }
 

@@ -1,5 +1,5 @@
 use super::{RecipeError, Selection};
-use crate::prune::{Allocation, Magnitude, Pruning, SparseGpt, SparsityPattern, Wanda};
+use crate::prune::{Allocation, Magnitude, Obc, Pruning, SparseGpt, SparsityPattern, Wanda};
 
 /// How it is chosen which single weights are dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -15,14 +15,20 @@ pub enum Criterion {
         /// What is added to the Hessian's diagonal, as a fraction of its mean; 0.01 by default.
         damping: Option<f64>,
     },
+    /// The same, exactly and one weight at a time, for small layers.
+    Obc {
+        /// As for [`SparseGpt`](Self::SparseGpt).
+        damping: Option<f64>,
+    },
 }
 
 impl Criterion {
     /// Names that [`from_name`](Self::from_name) knows, and what they are.
-    pub const NAMES: [(&'static str, &'static str); 3] = [
+    pub const NAMES: [(&'static str, &'static str); 4] = [
         ("magnitude", "the smallest go"),
         ("wanda", "Wanda: the smallest times the norm of their inputs, row by row"),
         ("sparsegpt", "SparseGPT: what the output misses least; the others make good for it"),
+        ("obc", "optimal brain compression: the same, exactly, for layers of at most 1024 inputs"),
     ];
 
     /// The criterion of this name.
@@ -34,6 +40,7 @@ impl Criterion {
             "magnitude" => Self::Magnitude,
             "wanda" => Self::Wanda,
             "sparsegpt" => Self::SparseGpt { damping: None },
+            "obc" => Self::Obc { damping: None },
             _ => {
                 let valid = Self::NAMES.map(|(name, _)| name);
                 return Err(RecipeError::unknown_name("pruning method", name, &valid));
@@ -49,6 +56,10 @@ impl Criterion {
             Self::SparseGpt { damping } => {
                 let sparse_gpt = SparseGpt::new(pattern);
                 damping.map_or(sparse_gpt, |damping| sparse_gpt.damping(damping)).into()
+            }
+            Self::Obc { damping } => {
+                let obc = Obc::new(pattern);
+                damping.map_or(obc, |damping| obc.damping(damping)).into()
             }
         }
     }
@@ -84,10 +95,14 @@ impl Criterion {
 
 impl Allocation {
     /// Names that [`from_name`](Self::from_name) knows, and what they are.
-    pub const NAMES: [(&'static str, &'static str); 3] = [
+    pub const NAMES: [(&'static str, &'static str); 4] = [
         ("layer", "every layer loses the same share"),
         ("global", "as the smallest magnitudes of all layers together are spread"),
         ("erk", "by shape: small layers keep more (Erdős–Rényi-Kernel)"),
+        (
+            "sensitivity",
+            "by the error that pruning makes of each layer's output on samples, or without, of its weights",
+        ),
     ];
 
     /// The allocation of this name; `None` is the same sparsity in every layer.
@@ -99,6 +114,7 @@ impl Allocation {
             "layer" => None,
             "global" => Some(Self::Global),
             "erk" => Some(Self::ErdosRenyiKernel),
+            "sensitivity" => Some(Self::Sensitivity),
             _ => return Err(RecipeError::unknown_name("scope", name, &Self::NAMES.map(|(name, _)| name))),
         })
     }
@@ -109,6 +125,7 @@ impl std::fmt::Display for Allocation {
         f.write_str(match self {
             Self::Global => "global",
             Self::ErdosRenyiKernel => "by shape",
+            Self::Sensitivity => "by sensitivity",
         })
     }
 }

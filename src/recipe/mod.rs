@@ -31,10 +31,10 @@
 //! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
 //! ```
 //!
-//! * `prune`: `method` is `magnitude`, `wanda` or `sparsegpt` (with `damping`), each with `sparsity` and `scope` (`layer`, the
-//!   default; `global`; `erk`, by shape) or with `pattern = "2:4"`; `n:m` with `pattern`, which is magnitude, too; or `rows` or
-//!   `columns` with `sparsity`. `wanda` and `sparsegpt` need [calibration](crate::Calibration); `sparsegpt` before `gptq` is done
-//!   jointly with it. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, with a `pattern`, `n:m`.
+//! * `prune`: `method` is `magnitude`, `wanda`, `sparsegpt` or `obc` (these with `damping`), each with `sparsity` and `scope`
+//!   (`layer`, the default; `global`; `erk`, by shape; `sensitivity`) or with `pattern = "2:4"`; `n:m` with `pattern`, which is
+//!   magnitude, too; or `rows` or `columns` with `sparsity`. `wanda`, `sparsegpt` and `obc` need
+//!   [calibration](crate::Calibration); `sparsegpt` before `gptq` is done jointly with it. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, with a `pattern`, `n:m`.
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
@@ -69,6 +69,7 @@ pub use step::{Action, InputQuantization, LayoutChoice, Prune, Selection, Step};
 pub use transform::Transform;
 
 use crate::checkpoint::TensorClass;
+use crate::prune::Allocation;
 
 /// How the output is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,17 @@ impl Recipe {
     /// The steps.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether a step spreads its sparsity by what pruning costs each layer, which calibration can measure:
+    /// [`Plan::calibrated`](crate::Plan::calibrated).
+    pub fn measures_sensitivity(&self) -> bool {
+        self.steps.iter().any(|step| match step.action() {
+            Action::Prune(prune) => {
+                matches!(prune.selection, Selection::Allocated(_, Allocation::Sensitivity))
+            }
+            Action::Quantize(_) => false,
+        })
     }
 
     /// The output format, if one was chosen.

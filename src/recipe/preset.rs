@@ -188,8 +188,8 @@ fn pruning(name: &str, options: PresetOptions) -> Result<Option<Prune>, RecipeEr
         let value: f64 =
             percent.parse().map_err(|_| RecipeError::value(&place, format!("`{percent}` is no number")))?;
         let allocation = match (global, options.allocation) {
-            (true, Some(Allocation::ErdosRenyiKernel)) => {
-                return Err(RecipeError::value(&place, "is spread globally, not by shape"));
+            (true, Some(allocation @ (Allocation::ErdosRenyiKernel | Allocation::Sensitivity))) => {
+                return Err(RecipeError::value(&place, format!("is spread globally, not {allocation}")));
             }
             (true, _) => Some(Allocation::Global),
             (false, allocation) => allocation,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Pattern, RecipeError};
 use crate::checkpoint::TensorClass;
 use crate::layer::Method;
-use crate::prune::{Allocation, Magnitude, Pruning, SparseGpt, Sparsity, Structured, Wanda};
+use crate::prune::{Allocation, Magnitude, Obc, Pruning, SparseGpt, Sparsity, Structured, Wanda};
 use crate::quantize::Observer;
 use crate::weight::{InputForm, LayoutKind};
 
@@ -73,6 +73,12 @@ impl From<Magnitude> for Prune {
 impl From<Wanda> for Prune {
     fn from(wanda: Wanda) -> Self {
         Pruning::from(wanda).into()
+    }
+}
+
+impl From<Obc> for Prune {
+    fn from(obc: Obc) -> Self {
+        Pruning::from(obc).into()
     }
 }
 

@@ -176,9 +176,10 @@ fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
 fn read_criterion(fields: &Fields<'_>, name: &str) -> Result<Criterion, RecipeError> {
     match Criterion::from_name(name) {
         Ok(Criterion::SparseGpt { .. }) => Ok(Criterion::SparseGpt { damping: read_damping(fields)? }),
+        Ok(Criterion::Obc { .. }) => Ok(Criterion::Obc { damping: read_damping(fields)? }),
         Ok(criterion) => Ok(criterion),
         Err(_) => {
-            let valid = ["magnitude", "wanda", "sparsegpt", "n:m", "rows", "columns"];
+            let valid = ["magnitude", "wanda", "sparsegpt", "obc", "n:m", "rows", "columns"];
             Err(RecipeError::unknown_name("pruning method", name, &valid))
         }
     }

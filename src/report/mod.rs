@@ -32,6 +32,7 @@ pub use keep::{Keep, Verdict};
 pub use layers::{LayerError, NotCompared};
 pub use manifest::{Made, MadeStep, MadeTensor};
 pub use pareto::pareto_front;
+pub use plot::{Curve, LinePlot};
 pub use table::{Align, Cell, Table};
 pub use tables::{
     inspect_table, layers_table, plan_table, shrink_plan_table, shrunk_table, verification_table,

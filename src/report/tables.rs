@@ -1,8 +1,9 @@
-use super::number::percent;
+use super::number::{group_digits, percent};
 use super::{Align, Cell, Table};
 use crate::checkpoint::Entry;
 use crate::layer::Outcome;
 use crate::pipeline::{Check, EntropyReport, LayerReport, Plan, ShrinkPlan, Shrunk, Verification};
+use crate::weight::LayoutKind;
 
 const LEFT: Align = Align::Left;
 const RIGHT: Align = Align::Right;
@@ -43,6 +44,12 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
     ]);
     for tensor in plan.tensors() {
         let to = if tensor.is_compressed() { tensor.describe() } else { "kept".into() };
+        let mut why = tensor.reason().to_owned();
+        if !tensor.layouts().is_empty() {
+            let bytes = |(layout, bytes): &(LayoutKind, u64)| format!("{layout} {}", group_digits(*bytes));
+            let bytes: Vec<String> = tensor.layouts().iter().map(bytes).collect();
+            why.push_str(&format!("; in bytes: {}", bytes.join(", ")));
+        }
         table.row([
             tensor.name().into(),
             format!("{:?}", tensor.entry().shape).into(),
@@ -51,7 +58,7 @@ pub fn plan_table(plan: &Plan<'_>) -> Table {
             tensor.entry().bytes.into(),
             tensor.bytes().into(),
             tensor.methods().join(" → ").into(),
-            tensor.reason().into(),
+            why.into(),
         ]);
     }
     table

@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use ndarray::{Array2, ArrayView2};
 
 use super::form::{Bits, Form, LayoutKind, NofM, ScaleGrid};
@@ -60,19 +62,75 @@ enum Arranged {
     DenseFloat(Panels),
     DenseCodes(CodeRows),
     DenseInt8(Panels, ActivationCodes),
-    SparseFloat(SparseRows),
-    SparseInt8(Slices, ActivationCodes),
+    SparseFloat(Box<SparseFloats>),
+    SparseInt8(Box<SparseCodes>),
+}
+
+/// Sparse values that meet activations as they are.
+#[derive(Debug, Clone, PartialEq)]
+struct SparseFloats {
+    rows: SparseRows,
+    /// Most rows of activations for which zeros are left out.
+    most: usize,
+    dense: Later,
+}
+
+/// Sparse codes that meet 8-bit activations.
+#[derive(Debug, Clone, PartialEq)]
+struct SparseCodes {
+    slices: Slices,
+    how: ActivationCodes,
+    /// Most rows of activations for which zeros are left out.
+    most: usize,
+    dense: Later,
+}
+
+/// The same densely, made when many rows of activations first ask for it. It is no part of what a weight is.
+#[derive(Debug, Clone, Default)]
+struct Later(OnceLock<Panels>);
+
+impl PartialEq for Later {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl PackedWeight {
-    /// Arranges a weight.
+    /// Arranges a weight for the fastest products.
+    ///
+    /// A weight that is stored sparsely is arranged sparsely where leaving zeros out is faster for a row of activations: floats, from
+    /// half zeros on; integer codes that meet 8-bit activations, 2:4 or from about 70 % zeros on, in groups of a multiple
+    /// of 64 columns (or one) and without zero points. Otherwise it is arranged densely, zeros and all, which can take more
+    /// memory than the file. When more rows of activations come than [`sparse_batch`](Self::sparse_batch) says, a sparse weight is
+    /// arranged densely, too, and kept. [`smallest`](Self::smallest) does neither.
     ///
     /// # Errors
-    /// When 8-bit activations are asked for and the weight is not of integers; or it is sparse, and has zero points or groups
-    /// that are no multiple of 64 columns, for which only float activations are implemented.
+    /// When 8-bit activations are asked for and the weight is not of integers.
     pub fn new(weight: &CompressedWeight, activations: Activations) -> Result<Self, WeightError> {
-        let is_dense = matches!(weight.layout(), Layout::Dense);
+        let most = sparse_batch(weight, activations);
+        Self::arranged(weight, activations, most)
+    }
+
+    /// Arranges a weight in the fewest bytes: one that is stored sparsely sparsely, even where its products are faster densely.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn smallest(weight: &CompressedWeight, activations: Activations) -> Result<Self, WeightError> {
+        let most = if can_run_sparsely(weight, activations) { usize::MAX } else { 0 };
+        Self::arranged(weight, activations, most)
+    }
+
+    fn arranged(
+        weight: &CompressedWeight,
+        activations: Activations,
+        most: usize,
+    ) -> Result<Self, WeightError> {
+        let (sparsely, is_dense) = (most > 0, matches!(weight.layout(), Layout::Dense));
         let arranged = match (activations, weight.values()) {
+            (Activations::Float, _) if sparsely => {
+                let (rows, dense) = (sparse(weight)?, Later::default());
+                Arranged::SparseFloat(Box::new(SparseFloats { rows, most, dense }))
+            }
             (Activations::Float, Values::Codebook { codes, books }) if is_dense => match tiles_of(weight) {
                 Some(tiles) if CodeRows::fits(books.bits.get(), tiles) => {
                     let row = |row, out: &mut [u8]| codes.unpack(row, 0, out);
@@ -81,14 +139,15 @@ impl PackedWeight {
                 }
                 _ => Arranged::DenseFloat(dense(weight, false)),
             },
-            (Activations::Float, _) if is_dense => Arranged::DenseFloat(dense(weight, false)),
-            (Activations::Float, _) => Arranged::SparseFloat(sparse(weight)?),
+            (Activations::Float, _) => Arranged::DenseFloat(dense(weight, false)),
             (Activations::Int8(how), Values::Int { bits, codes, scales }) => {
                 check_scale(how)?;
-                if is_dense {
-                    Arranged::DenseInt8(dense(weight, how.has_zero_points()), how)
+                if sparsely {
+                    let slices = slices(weight, *bits, codes, scales)?;
+                    let dense = Later::default();
+                    Arranged::SparseInt8(Box::new(SparseCodes { slices, how, most, dense }))
                 } else {
-                    Arranged::SparseInt8(slices(weight, *bits, codes, scales)?, how)
+                    Arranged::DenseInt8(dense(weight, how.has_zero_points()), how)
                 }
             }
             (Activations::Int8(_), _) => {
@@ -107,11 +166,12 @@ impl PackedWeight {
 
     /// How activations enter a product.
     pub fn activations(&self) -> Activations {
-        match self.arranged {
+        match &self.arranged {
             Arranged::DenseFloat(_) | Arranged::DenseCodes(_) | Arranged::SparseFloat(_) => {
                 Activations::Float
             }
-            Arranged::DenseInt8(_, codes) | Arranged::SparseInt8(_, codes) => Activations::Int8(codes),
+            Arranged::DenseInt8(_, how) => Activations::Int8(*how),
+            Arranged::SparseInt8(codes) => Activations::Int8(codes.how),
         }
     }
 
@@ -125,13 +185,29 @@ impl PackedWeight {
         self.form.cols()
     }
 
-    /// Bytes in memory, which every product with few rows of activations reads once.
+    /// Bytes in memory, which every product with few rows of activations reads once. Sparse weights that have met many rows of
+    /// activations are there densely, too.
     pub fn bytes(&self) -> usize {
         match &self.arranged {
             Arranged::DenseFloat(panels) | Arranged::DenseInt8(panels, _) => panels.bytes(),
             Arranged::DenseCodes(codes) => codes.bytes(),
-            Arranged::SparseFloat(rows) => rows.bytes(),
-            Arranged::SparseInt8(slices, _) => slices.bytes(),
+            Arranged::SparseFloat(floats) => {
+                floats.rows.bytes() + floats.dense.0.get().map_or(0, Panels::bytes)
+            }
+            Arranged::SparseInt8(codes) => {
+                codes.slices.bytes() + codes.dense.0.get().map_or(0, Panels::bytes)
+            }
+        }
+    }
+
+    /// Most rows of activations for which products leave zeros out; for more, they meet zeros, too. `None` of a weight that is
+    /// stored densely; 0 of one that is stored sparsely and runs densely, because that is faster at its sparsity.
+    pub fn sparse_batch(&self) -> Option<usize> {
+        match &self.arranged {
+            _ if self.form.layout() == LayoutKind::Dense => None,
+            Arranged::DenseFloat(_) | Arranged::DenseCodes(_) | Arranged::DenseInt8(..) => Some(0),
+            Arranged::SparseFloat(floats) => Some(floats.most),
+            Arranged::SparseInt8(codes) => Some(codes.most),
         }
     }
 
@@ -178,9 +254,24 @@ impl PackedWeight {
             Arranged::DenseInt8(panels, codes) => {
                 matmul::int_products(isa, vec![Product { panels, epilogue, y }], x, batch, *codes);
             }
-            Arranged::SparseFloat(rows) => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
-            Arranged::SparseInt8(slices, codes) => {
-                sparse_kernels::slices::product(isa, slices, x, batch, *codes, epilogue, y);
+            Arranged::SparseFloat(floats) => {
+                let SparseFloats { rows, most, dense } = &**floats;
+                // codes under scales are arranged sparsely only where they are to take the fewest bytes
+                match if batch > *most { float_panels(rows, dense) } else { None } {
+                    Some(panels) => {
+                        matmul::float_products(isa, vec![Product { panels, epilogue, y }], x, batch);
+                    }
+                    None => sparse_kernels::rows::product(isa, rows, x, batch, epilogue, y),
+                }
+            }
+            Arranged::SparseInt8(codes) => {
+                let SparseCodes { slices, how, most, dense } = &**codes;
+                if batch <= *most {
+                    sparse_kernels::slices::product(isa, slices, x, batch, *how, epilogue, y);
+                } else {
+                    let panels = dense.0.get_or_init(|| densely(slices, how.has_zero_points()));
+                    matmul::int_products(isa, vec![Product { panels, epilogue, y }], x, batch, *how);
+                }
             }
         }
         Ok(())
@@ -244,6 +335,111 @@ pub(crate) fn matmul_together(
     Ok(())
 }
 
+/// Whether there are products with this weight that leave zeros out.
+fn can_run_sparsely(weight: &CompressedWeight, activations: Activations) -> bool {
+    if matches!(weight.layout(), Layout::Dense) {
+        return false;
+    }
+    match (activations, weight.values()) {
+        (Activations::Int8(_), Values::Int { scales, .. }) => {
+            let grid = weight.form().grid();
+            scales.zero_points().is_none()
+                && grid.is_none_or(|grid| whole_groups(grid, weight.cols(), Slices::GROUP))
+        }
+        _ => true,
+    }
+}
+
+/// Most rows of activations for which leaving zeros out is faster; 0 if it never is. This goes by the numbers alone, so that it,
+/// and with it the order of sums, is the same on every machine.
+fn sparse_batch(weight: &CompressedWeight, activations: Activations) -> usize {
+    if !can_run_sparsely(weight, activations) {
+        return 0;
+    }
+    let form = weight.form();
+    let (kept, all) = (form.kept() as f64, (form.rows() * form.cols()) as f64);
+    match activations {
+        Activations::Float => {
+            // of a value in rows and in panels
+            let (sparse, dense) = match weight.values() {
+                Values::F32(_) => (4.0, 4.0),
+                Values::F16(_) | Values::Bf16(_) => (2.0, 2.0),
+                Values::Codebook { books, .. } => (4.0, books.precision().size() as f64),
+                Values::F8 { .. } | Values::Int { .. } => return 0,
+            };
+            // and a bit for every weight
+            let pays = kept * sparse + all / 8.0 <= sparse_kernels::rows::MOST_BYTES * all * dense;
+            usize::from(pays)
+        }
+        Activations::Int8(_) => {
+            let two_of_four = form.layout() == LayoutKind::NofM(TWO_OF_FOUR);
+            sparse_kernels::slices::sparse_batch(two_of_four, kept / all, form.cols())
+        }
+    }
+}
+
+/// Sparse floats in dense panels; `None` of codes under scales.
+fn float_panels<'a>(sparse: &SparseRows, dense: &'a Later) -> Option<&'a Panels> {
+    let storage = match sparse.values() {
+        SparseValues::F32(_) => Storage::F32,
+        SparseValues::F16(_) => Storage::F16,
+        SparseValues::Bf16(_) => Storage::Bf16,
+        SparseValues::Int { .. } => return None,
+    };
+    let make = || {
+        let [rows, cols] = sparse.shape();
+        let columns = Columns::new(cols, cols);
+        let row = |row: usize, out: &mut [u8]| {
+            out.fill(0);
+            match sparse.values() {
+                SparseValues::F32(v) => {
+                    sparse.each(row, |col, i| out[col * 4..][..4].copy_from_slice(&v[i].to_le_bytes()));
+                }
+                SparseValues::F16(v) | SparseValues::Bf16(v) => {
+                    sparse.each(row, |col, i| out[col * 2..][..2].copy_from_slice(&v[i].to_le_bytes()));
+                }
+                SparseValues::Int { .. } => {}
+            }
+        };
+        Panels {
+            rows,
+            columns,
+            storage,
+            data: panels::pack_floats(rows, columns, storage, row),
+            scales: Aligned::kept_words::<f32>(&[]),
+            zero_points: ZeroPoints::All(0),
+            code_sums: Vec::new(),
+        }
+    };
+    Some(dense.0.get_or_init(make))
+}
+
+/// Sparse codes in dense panels.
+fn densely(slices: &Slices, with_code_sums: bool) -> Panels {
+    let [rows, cols] = slices.shape();
+    let columns = Columns::new(cols, slices.group());
+    let row = |row, out: &mut [u8]| {
+        out.fill(0x80);
+        slices.each(row, |column, code| out[column] = code as u8 ^ 0x80);
+    };
+    let mut scales = vec![0.0; rows.div_ceil(PANEL) * columns.groups() * PANEL];
+    for row in 0..rows {
+        for group in 0..columns.groups() {
+            let at = (row / PANEL * columns.groups() + group) * PANEL + row % PANEL;
+            scales[at] = slices.scale(row, group);
+        }
+    }
+    Panels {
+        rows,
+        columns,
+        storage: Storage::Byte,
+        data: panels::pack_codes(rows, columns, Storage::Byte, row),
+        scales: Aligned::kept_words(&scales),
+        zero_points: ZeroPoints::All(0x80),
+        code_sums: if with_code_sums { panels::code_sums(rows, columns, row) } else { Vec::new() },
+    }
+}
+
 /// A static scale is positive, and so is its inverse.
 fn check_scale(codes: ActivationCodes) -> Result<(), WeightError> {
     match codes {
@@ -265,24 +461,24 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
     let columns = Columns::new(cols, grid.map_or(cols, |grid| grid.block_cols));
     let floats =
         |storage, row: &(dyn Fn(usize, &mut [u8]) + Sync)| panels::pack_floats(rows, columns, storage, row);
-    let span = |row: usize| row * cols..(row + 1) * cols;
+    let spread = Spread { weight, cols };
     let mut zero_points = ZeroPoints::All(0);
     let mut code_sums = Vec::new();
     let (storage, data): (Storage, Aligned) = match weight.values() {
         Values::F32(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], f32::to_le_bytes);
+            let row = |row, out: &mut [u8]| spread.fill(row, out, v, f32::to_le_bytes);
             (Storage::F32, floats(Storage::F32, &row))
         }
         Values::F16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::f16::to_le_bytes);
+            let row = |row, out: &mut [u8]| spread.fill(row, out, v, half::f16::to_le_bytes);
             (Storage::F16, floats(Storage::F16, &row))
         }
         Values::Bf16(v) => {
-            let row = |row, out: &mut [u8]| fill(out, &v[span(row)], half::bf16::to_le_bytes);
+            let row = |row, out: &mut [u8]| spread.fill(row, out, v, half::bf16::to_le_bytes);
             (Storage::Bf16, floats(Storage::Bf16, &row))
         }
         Values::F8 { codes, .. } => {
-            let row = |row, out: &mut [u8]| out.copy_from_slice(&codes[span(row)]);
+            let row = |row, out: &mut [u8]| spread.fill(row, out, codes, |code| [code]);
             (Storage::F8, floats(Storage::F8, &row))
         }
         Values::Codebook { books, .. } => {
@@ -309,7 +505,22 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
                 })),
             };
             let storage = if bits.get() <= 4 { Storage::Nibble } else { Storage::Byte };
-            let row = |row, out: &mut [u8]| codes.unpack(row, 0, out);
+            let row = |row, out: &mut [u8]| {
+                if spread.is_dense() {
+                    return codes.unpack(row, 0, out);
+                }
+                // what is not kept is the code of zero
+                for (column, code) in out.iter_mut().enumerate() {
+                    let zero = grid
+                        .zip(scales.zero_points())
+                        .map_or(0, |(grid, zeros)| zeros[grid.index(row, column)]);
+                    *code = (i32::from(zero) + i32::from(offset)) as u8;
+                }
+                let (columns, start) = spread.columns(row);
+                let mut kept = vec![0; columns.len()];
+                codes.unpack(0, start, &mut kept);
+                columns.iter().zip(kept).for_each(|(column, code)| out[*column as usize] = code);
+            };
             if with_code_sums {
                 code_sums = panels::code_sums(rows, columns, row);
             }
@@ -347,9 +558,43 @@ fn per_output<T: Copy + Default>(
     all
 }
 
-fn fill<T: Copy, const N: usize>(out: &mut [u8], values: &[T], bytes: impl Fn(T) -> [u8; N]) {
-    for (out, x) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *out = bytes(*x);
+/// A weight row by row, with zeros where nothing is kept.
+struct Spread<'a> {
+    weight: &'a CompressedWeight,
+    cols: usize,
+}
+
+impl Spread<'_> {
+    fn is_dense(&self) -> bool {
+        matches!(self.weight.layout(), Layout::Dense)
+    }
+
+    /// The columns of a row's kept values, and the index of the first among all values.
+    fn columns(&self, row: usize) -> (Vec<u32>, usize) {
+        let mut columns = Vec::new();
+        // rows without columns are anyone's claim
+        let start =
+            if self.cols > 0 { self.weight.layout().columns_of(row, self.cols, &mut columns) } else { 0 };
+        (columns, start)
+    }
+
+    /// Writes the values of a row.
+    fn fill<T: Copy, const N: usize>(
+        &self,
+        row: usize,
+        out: &mut [u8],
+        values: &[T],
+        bytes: impl Fn(T) -> [u8; N],
+    ) {
+        let out = out.as_chunks_mut::<N>().0;
+        if self.is_dense() {
+            let of_row = &values[row * self.cols..(row + 1) * self.cols];
+            out.iter_mut().zip(of_row).for_each(|(out, x)| *out = bytes(*x));
+        } else {
+            out.fill([0; N]);
+            let (columns, start) = self.columns(row);
+            columns.iter().zip(&values[start..]).for_each(|(column, x)| out[*column as usize] = bytes(*x));
+        }
     }
 }
 
@@ -397,15 +642,6 @@ fn slices(
 ) -> Result<Slices, WeightError> {
     let [rows, cols] = matrix_shape(&[weight.rows(), weight.cols()])?;
     let grid = scales.check(rows, cols)?;
-    if scales.zero_points().is_some() || !whole_groups(grid, cols, Slices::GROUP) {
-        let reason = format!(
-            "8-bit activations times sparse weights need codes without zero points in groups of a multiple of {} columns, \
-             and this weight holds {}",
-            Slices::GROUP,
-            weight.form()
-        );
-        return Err(WeightError::Unsupported { reason });
-    }
     let codes = signed_codes(bits, codes, weight.form().kept());
     let row = |row: usize, kept: &mut Vec<(u32, i8)>| {
         let mut columns = Vec::new();

@@ -143,6 +143,26 @@ fn pruning_is_chosen_on_the_command_line() {
         assert_eq!(layer["methods"][0], "SparseGPT 2:4 jointly with GPTQ to int4, group 8");
         assert_eq!(layer["outcomes"][0]["plain"], "magnitude_and_rounding");
     }
+    // what is planned on samples is what is written
+    let sensitivity = args!["--preset", "60%", "--pruning", "wanda", "--allocation", "sensitivity"];
+    let sensitivity = [&sensitivity[..], &calibration].concat();
+    let plan = tersor(args!["plan", model.path(), "--json"].iter().chain(&sensitivity));
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    run("sensitivity", &sensitivity);
+    let written = fs::metadata(folder.path().join("sensitivity/model.safetensors")).unwrap().len();
+    assert_eq!(plan["bytes_after"], written);
+    let shares = |key: &str| -> Vec<u64> {
+        let tensors = plan["tensors"].as_array().unwrap().iter();
+        tensors.filter(|t| t["compressed"] == true).map(|t| t[key].as_u64().unwrap()).collect()
+    };
+    let ratios: Vec<f64> =
+        shares("bytes_after").iter().zip(shares("bytes_before")).map(|(a, b)| *a as f64 / b as f64).collect();
+    assert!(ratios.iter().any(|r| (r - ratios[0]).abs() > 0.01), "{ratios:?}");
+    let pruned = plan["tensors"].as_array().unwrap().iter().find(|t| t["compressed"] == true).unwrap();
+    let smallest = &pruned["layouts"][0];
+    assert!(pruned["to"].as_str().unwrap().starts_with(smallest["layout"].as_str().unwrap()), "{pruned}");
+    // beside which the file has the shape, two numbers
+    assert_eq!(smallest["bytes"].as_u64().unwrap() + 16, pruned["bytes_after"].as_u64().unwrap(), "{pruned}");
     for (recipe, parts) in [
         (
             args!["--preset", "50%", "--pruning", "wanda"].to_vec(),
@@ -151,6 +171,10 @@ fn pruning_is_chosen_on_the_command_line() {
         (args!["--preset", "int8", "--pruning", "wanda"].to_vec(), &["needs a preset that prunes"]),
         (args!["--preset", "2:4", "--allocation", "erk"].to_vec(), &["nothing to allocate"]),
         (args!["--preset", "50%-global", "--allocation", "erk"].to_vec(), &["globally"]),
+        (
+            [&sensitivity[..], &args!["--transform", "rotate"]].concat(),
+            &["transform the model in a run before"],
+        ),
         (args!["--preset", "50%", "--pruning", "wonda"].to_vec(), &["did you mean `wanda`?"]),
     ] {
         assert_contains(&run("refused", &recipe).stderr, parts);

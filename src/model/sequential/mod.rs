@@ -205,6 +205,12 @@ impl Sequential {
         let product = self.layers[self.block_start(block)].product();
         product.map(|product| vec![product.name.clone()]).into_iter().collect()
     }
+
+    /// The layers whose weights are arranged for products.
+    pub(super) fn packed_layers(&self) -> Vec<(&str, &PackedWeight)> {
+        let products = self.layers.iter().filter_map(Layer::product);
+        products.map(|product| (product.name.as_str(), &product.weight)).collect()
+    }
 }
 
 impl Layer {

@@ -14,6 +14,7 @@ use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, LanguageModel};
 use crate::model::overlay::Overlay;
 use crate::model::{ModelError, Tap};
+use crate::weight::PackedWeight;
 
 /// A decoder like LLaMA: RMS normalization, rotary embeddings, grouped-query attention, a gated feed-forward layer.
 ///
@@ -67,6 +68,13 @@ struct Block {
     gate: Linear,
     up: Linear,
     down: Linear,
+}
+
+impl Block {
+    fn linears(&self) -> [&Linear; 7] {
+        let Self { query, key, value, output, gate, up, down, .. } = self;
+        [query, key, value, output, gate, up, down]
+    }
 }
 
 /// Room for what lies between the layers of a block, used again by the next.
@@ -176,6 +184,11 @@ impl Decoder {
         let Block { query, key, value, output, gate, up, down, .. } = &self.blocks[block];
         let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[gate, up], &[down]];
         names_of(groups)
+    }
+
+    /// The layers whose weights are arranged for products.
+    pub(in crate::model) fn packed_layers(&self) -> Vec<(&str, &PackedWeight)> {
+        self.blocks.iter().flat_map(Block::linears).chain([&self.head]).filter_map(Linear::packed).collect()
     }
 
     /// What kind of network it is, in the words of `config.json`.

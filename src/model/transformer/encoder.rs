@@ -14,6 +14,7 @@ use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, SentenceEncoder};
 use crate::model::overlay::Overlay;
 use crate::model::{ModelError, Tap};
+use crate::weight::PackedWeight;
 
 /// An encoder like BERT: learned positions, layer normalization after each part, attention to all tokens; with the pooling that
 /// sentence-transformers describes beside the model.
@@ -71,6 +72,13 @@ struct Block {
     up: Linear,
     down: Linear,
     feed_forward_norm: Norm,
+}
+
+impl Block {
+    fn linears(&self) -> [&Linear; 6] {
+        let Self { query, key, value, output, up, down, .. } = self;
+        [query, key, value, output, up, down]
+    }
 }
 
 /// Room for what lies between the layers of a block, used again by the next.
@@ -162,6 +170,11 @@ impl Encoder {
         let Block { query, key, value, output, up, down, .. } = &self.blocks[block];
         let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[up], &[down]];
         names_of(groups)
+    }
+
+    /// The layers whose weights are arranged for products.
+    pub(in crate::model) fn packed_layers(&self) -> Vec<(&str, &PackedWeight)> {
+        self.blocks.iter().flat_map(Block::linears).filter_map(Linear::packed).collect()
     }
 
     /// Number of different tokens.

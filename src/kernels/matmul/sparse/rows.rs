@@ -17,6 +17,11 @@ use super::rows_avx512;
 /// Columns of a block: the bits of a word of the bitmask.
 pub(crate) const BLOCK: usize = 64;
 
+/// Share of the dense bytes up to which leaving zeros out is faster for a row of activations. Spreading values out takes as long as
+/// reading about so many dense floats; what is gained are the bytes that are not read. Codes of 8 bits and fewer are read so
+/// fast that dense ones always win.
+pub(crate) const MOST_BYTES: f64 = 0.6;
+
 /// Most rows of activations that pass a row of weights together.
 pub(super) const ROWS: usize = 8;
 
@@ -81,6 +86,28 @@ impl SparseRows {
             SparseValues::Int { codes, .. } => codes.resize(next + SLACK, 0),
         }
         Self { outputs: rows, cols, masks, starts, values }
+    }
+
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.cols]
+    }
+
+    /// The kept values, and more behind them.
+    pub(crate) fn values(&self) -> &SparseValues {
+        &self.values
+    }
+
+    /// Calls `of(column, index)` for every kept value of a row.
+    pub(crate) fn each(&self, row: usize, mut of: impl FnMut(usize, usize)) {
+        let mut next = self.starts.get(row).copied().unwrap_or(0);
+        for (block, mask) in self.row_masks(row).iter().enumerate() {
+            let mut left = *mask;
+            while left != 0 {
+                of(block * BLOCK + left.trailing_zeros() as usize, next);
+                next += 1;
+                left &= left - 1;
+            }
+        }
     }
 
     pub(super) fn blocks(&self) -> usize {

@@ -3,8 +3,9 @@
 use std::arch::x86_64::{_MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch};
 use std::arch::x86_64::{
     _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_mask_blend_epi8,
-    _mm512_movepi8_mask, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_set1_epi32, _mm512_set1_epi64,
-    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srl_epi32, _mm512_storeu_si512,
+    _mm512_movepi8_mask, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
+    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srl_epi32,
+    _mm512_storeu_si512,
 };
 use std::sync::LazyLock;
 
@@ -20,44 +21,93 @@ pub(super) fn can_pick(_: Avx512) -> bool {
     *CAN
 }
 
-/// Adds a window's steps to the sums.
-pub(super) fn window(
+/// Calls `$function::<N, REGISTERS>` for the number of rows of activations and of registers of a window.
+macro_rules! by_window {
+    ($sums:expr, $registers:expr, $arguments:tt) => {
+        match ($sums, $registers) {
+            ([a], 4) => windows_rows::<1, 4>([a], $arguments),
+            ([a, b], 4) => windows_rows::<2, 4>([a, b], $arguments),
+            ([a, b, c], 4) => windows_rows::<3, 4>([a, b, c], $arguments),
+            ([a, b, c, d], 4) => windows_rows::<4, 4>([a, b, c, d], $arguments),
+            ([a], 2) => windows_rows::<1, 2>([a], $arguments),
+            ([a, b], 2) => windows_rows::<2, 2>([a, b], $arguments),
+            ([a, b, c], 2) => windows_rows::<3, 2>([a, b, c], $arguments),
+            ([a, b, c, d], 2) => windows_rows::<4, 2>([a, b, c, d], $arguments),
+            ([a], 1) => windows_rows::<1, 1>([a], $arguments),
+            ([a, b], 1) => windows_rows::<2, 1>([a, b], $arguments),
+            ([a, b, c], 1) => windows_rows::<3, 1>([a, b, c], $arguments),
+            ([a, b, c, d], 1) => windows_rows::<4, 1>([a, b, c, d], $arguments),
+            _ => unreachable!("one to four rows of activations, windows of 64, 128 or 256 columns"),
+        }
+    };
+}
+
+/// Adds the steps of neighbouring windows to the sums; window `i` has the steps from `steps[i]` to `steps[i + 1]`.
+pub(super) fn windows(
     proof: Avx512,
+    steps: &[u32],
     data: &[u8],
     x: &[u8],
     columns: usize,
     width: usize,
     sums: &mut [[i32; LANES]],
 ) {
-    assert!(can_pick(proof) && columns.is_multiple_of(64) && columns <= 256);
-    assert!(x.len() >= (sums.len() - 1) * width + columns);
-    for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the processor has the instructions, and `x` holds the window of every row.
-        unsafe { window_row(data, x[row * width..].as_ptr(), columns / 64, sums) }
-    }
+    let windows = steps.len() - 1;
+    assert!(can_pick(proof) && steps.is_sorted() && data.len() >= steps[windows] as usize * 2 * STEP);
+    assert!(x.len() >= (sums.len() - 1) * width + windows * columns);
+    // SAFETY: the processor has the instructions, `data` holds the steps, and `x` the windows of every row.
+    unsafe { by_window!(sums, columns / 64, (steps, data.as_ptr(), x.as_ptr(), width)) }
 }
 
+/// # Safety
+/// `data` must hold all steps, 64 numbers and 64 codes each, and `x` as many windows of so many registers for every row.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn window_row(data: &[u8], x: *const u8, registers: usize, sums: &mut [i32; LANES]) {
-    // SAFETY: the caller's promise: `x` points to so many registers; a step is 64 numbers and 64 codes.
+#[allow(clippy::needless_range_loop)] // see below
+unsafe fn windows_rows<const N: usize, const REGISTERS: usize>(
+    sums: [&mut [i32; LANES]; N],
+    (steps, data, x, width): (&[u32], *const u8, *const u8, usize),
+) {
+    // SAFETY: the caller's promise.
     unsafe {
-        // a narrower window has no numbers for the rest
-        let mut table = [_mm512_setzero_si512(); 4];
-        for (i, register) in table.iter_mut().enumerate().take(registers) {
-            *register = _mm512_loadu_si512(x.add(i * 64).cast());
+        let mut chains = [_mm512_setzero_si512(); N];
+        let mut at = data.add(steps[0] as usize * 2 * STEP);
+        for window in 0..steps.len() - 1 {
+            // by number, here and below: only then everything stays in registers
+            let mut tables = [[_mm512_setzero_si512(); REGISTERS]; N];
+            for row in 0..N {
+                for i in 0..REGISTERS {
+                    let from = x.add(row * width + (window * REGISTERS + i) * 64);
+                    tables[row][i] = _mm512_loadu_si512(from.cast());
+                }
+            }
+            for _ in steps[window]..steps[window + 1] {
+                let numbers = _mm512_loadu_si512(at.cast());
+                let codes = _mm512_loadu_si512(at.add(STEP).cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64).cast());
+                at = at.add(2 * STEP);
+                let upper = _mm512_movepi8_mask(numbers);
+                for row in 0..N {
+                    let table = &tables[row];
+                    let picked = match REGISTERS {
+                        1 => _mm512_permutexvar_epi8(numbers, table[0]),
+                        2 => _mm512_permutex2var_epi8(table[0], numbers, table[1 % REGISTERS]),
+                        _ => {
+                            let [a, b] = [table[0], table[1 % REGISTERS]];
+                            let [c, d] = [table[2 % REGISTERS], table[3 % REGISTERS]];
+                            let low = _mm512_permutex2var_epi8(a, numbers, b);
+                            let high = _mm512_permutex2var_epi8(c, numbers, d);
+                            _mm512_mask_blend_epi8(upper, low, high)
+                        }
+                    };
+                    chains[row] = _mm512_dpbusd_epi32(chains[row], picked, codes);
+                }
+            }
         }
-        let mut chains = [_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_setzero_si512()];
-        for (i, step) in data.chunks_exact(2 * STEP).enumerate() {
-            let numbers = _mm512_loadu_si512(step.as_ptr().cast());
-            let codes = _mm512_loadu_si512(step.as_ptr().add(STEP).cast());
-            _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD).cast());
-            _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD + 64).cast());
-            let low = _mm512_permutex2var_epi8(table[0], numbers, table[1]);
-            let high = _mm512_permutex2var_epi8(table[2], numbers, table[3]);
-            let picked = _mm512_mask_blend_epi8(_mm512_movepi8_mask(numbers), low, high);
-            chains[i % 2] = _mm512_dpbusd_epi32(chains[i % 2], picked, codes);
+        for (sums, all) in sums.into_iter().zip(chains) {
+            let before = _mm512_loadu_si512(sums.as_ptr().cast());
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_add_epi32(before, all));
         }
-        _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_add_epi32(chains[0], chains[1]));
     }
 }
 
