@@ -8,6 +8,7 @@ pub mod distill;
 mod dtype;
 mod error;
 pub mod evaluate;
+pub mod factorize;
 mod file;
 #[allow(unsafe_code)]
 pub mod kernels;
@@ -32,6 +33,7 @@ pub use evaluate::{
     Better, Classification, EvaluateError, Generation, ImageSet, Latency, Perplexity, Score, Similarity,
     Task, WeightErrors, Windows,
 };
+pub use factorize::{Corrected, FactorType, Factorize, Rank};
 pub use file::open_regular;
 pub use kernels::level::{CpuLevel, CpuLevelError};
 pub use kernels::matmul::{ActivationCodes, Epilogue};
@@ -60,5 +62,6 @@ pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe
 pub use report::{Comparison, Keep, Pricing, Table};
 pub use weight::{
     Activations, Bits, CodebookBits, Codebooks, Coding, CompressedWeight, DenseValues, Form, Granularity,
-    InputForm, InputScales, LayoutKind, Mask, NofM, PackedWeight, QuantizedInput, Scales, WeightError,
+    InputForm, InputScales, LayoutKind, LowRank, LowRankForm, Mask, NofM, PackedWeight, QuantizedInput,
+    Scales, WeightError,
 };

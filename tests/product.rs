@@ -57,7 +57,7 @@ fn weight(rows: usize, cols: usize, kind: Kind, layout: LayoutKind) -> Compresse
     let layer = Layer { layout, ..Layer::new(&shape, &values, precision) };
     let prune = match layout {
         LayoutKind::NofM(pattern) => Some(Magnitude::NofM(pattern)),
-        LayoutKind::Dense => None,
+        LayoutKind::Dense | LayoutKind::Empty => None,
         // so few that 8-bit activations leave the others out
         LayoutKind::CompressedRows => Some(Magnitude::Unstructured(Sparsity::new(0.8).unwrap())),
         LayoutKind::Bitmask => Some(Magnitude::Unstructured(Sparsity::new(0.6).unwrap())),

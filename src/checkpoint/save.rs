@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::formats::{encode, specs, tersor};
 use super::{CheckpointError, TensorWriter};
-use crate::weight::{Coding, CompressedWeight, Form, LayoutKind};
+use crate::weight::CompressedWeight;
 
 /// Saves weights as they are, compressed or dense, to a new safetensors file, sorted by name. [`Checkpoint::open`] reads them
 /// back, in the same forms.
@@ -49,7 +49,7 @@ pub fn save_weights(
     }
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let forms = weights.iter().map(|(name, weight)| (name.as_str(), weight.form(), tersor::Storage::Parts));
-    let mut forms = forms.filter(|(_, form, _)| !is_plain(form));
+    let mut forms = forms.filter(|(_, form, _)| !form.is_plain());
     if let Some(first) = forms.next() {
         metadata.insert(tersor::KEY.into(), tersor::write_metadata(std::iter::once(first).chain(forms)));
     }
@@ -72,9 +72,4 @@ pub fn save_weights(
         Ok(()) => {}
     }
     written
-}
-
-/// Whether the weight is stored as one plain tensor.
-fn is_plain(form: &Form) -> bool {
-    form.layout() == LayoutKind::Dense && matches!(form.coding(), Coding::Float(_))
 }

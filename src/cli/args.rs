@@ -135,6 +135,7 @@ Examples:
   tersor compress SmolLM2-135M --preset 50% --pruning wanda --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset 2:4+int4 --pruning sparsegpt --method gptq --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset int4 --transform awq --method clip --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset rank70%-weighted --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset codebook4 --entropy -o out
   tersor compress SmolLM2-135M-int8 --entropy -o out
   tersor compress SmolLM2-135M --recipe recipe.toml -o out --json

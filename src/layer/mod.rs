@@ -11,7 +11,7 @@ use crate::error::NonFinite;
 use crate::file::infinite;
 use crate::kernels::quantize::QuantizeError;
 use crate::kernels::reduce;
-use crate::weight::{Coding, CompressedWeight, LayoutKind, Mask, WeightError};
+use crate::weight::{Coding, CompressedWeight, LayoutKind, LowRankForm, Mask, WeightError};
 
 pub(crate) use stats::StatsParts;
 pub use stats::{LayerStats, Needs};
@@ -100,6 +100,10 @@ pub enum Alternative {
     Magnitude,
     /// Keeping the largest magnitudes, and rounding them to nearest.
     MagnitudeAndRounding,
+    /// The best factors of the weight itself.
+    Svd,
+    /// The same without factors added to it.
+    Uncorrected,
 }
 
 impl std::fmt::Display for Alternative {
@@ -108,6 +112,8 @@ impl std::fmt::Display for Alternative {
             Self::Rounding => "plain rounding",
             Self::Magnitude => "magnitude pruning",
             Self::MagnitudeAndRounding => "magnitude pruning with plain rounding",
+            Self::Svd => "plain SVD",
+            Self::Uncorrected => "no correction",
         })
     }
 }
@@ -165,6 +171,12 @@ pub trait Method: std::any::Any + std::fmt::Debug + Send + Sync {
 
     /// The coding that the result will have, if the weight has `coding` before.
     fn coding(&self, before: Coding) -> Coding;
+
+    /// The factors whose product the result will have added to its values, for a tensor of this shape; `None`: there are none.
+    fn correction(&self, shape: &[usize], before: Coding) -> Option<LowRankForm> {
+        let _ = (shape, before);
+        None
+    }
 
     /// What it needs to know of the layer's input.
     fn needs(&self) -> Needs {

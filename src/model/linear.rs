@@ -31,7 +31,7 @@ impl MappedMatrix {
 pub(super) enum Matrix {
     Mapped(MappedMatrix),
     /// Arranged for products.
-    Packed(PackedWeight),
+    Packed(Box<PackedWeight>),
 }
 
 impl Matrix {

@@ -25,8 +25,8 @@ pub(super) fn advice(checkpoint: &Checkpoint, recipe: &Recipe, form: &Form) -> S
     // a size that serves every layer in groups, not only this one
     let grouped = checkpoint.entries().iter().filter(|e| {
         let decision = recipe.decide(&e.name, e.class);
-        let Ok(Decision::Apply { quantize: Some((_, method)), .. }) = decision else { return false };
-        let granularity = method.coding(Coding::Float(Precision::F32)).granularity();
+        let Ok(Decision::Apply { written: Some((_, written)), .. }) = decision else { return false };
+        let granularity = written.method().coding(Coding::Float(Precision::F32)).granularity();
         compressible(e).is_ok() && matches!(granularity, Some(Granularity::Group(_)))
     });
     let common = grouped.fold(form.cols(), |common, e| gcd(common, e.shape.iter().skip(1).product()));

@@ -9,13 +9,12 @@ use super::plan::PlannedTensor;
 use crate::checkpoint::formats::{self, compressed_tensors};
 use crate::checkpoint::{Checkpoint, CheckpointError, Stored, TensorClass};
 use crate::dtype::{FloatType, Precision};
-use crate::weight::{Coding, Form, LayoutKind};
+use crate::weight::{Coding, Form};
 
 /// The form of a tensor that is stored as more or other than a plain tensor.
 pub(super) fn described<'a>(tensor: &'a PlannedTensor<'_>) -> Option<&'a Form> {
     let form = tensor.form()?;
-    let plain = form.layout() == LayoutKind::Dense && matches!(form.coding(), Coding::Float(_));
-    (!plain).then_some(form)
+    (!form.is_plain()).then_some(form)
 }
 
 /// `config.json` of the output, if it has one: the source's, with how the weights are stored.

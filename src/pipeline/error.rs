@@ -12,6 +12,19 @@ use crate::weight::WeightError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {
+    /// Factors of low rank that make no tensor smaller.
+    #[error(
+        "{path}: factors make no tensor smaller (`{tensor}`: {reason}); ask for a lower rank, or name other tensors",
+        path = path.display()
+    )]
+    NothingSmaller {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The first tensor that was to be factorized.
+        tensor: String,
+        /// Why it is not.
+        reason: String,
+    },
     /// A file could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

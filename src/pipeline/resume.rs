@@ -11,7 +11,7 @@ use crate::checkpoint::formats::tersor::Storage;
 use crate::checkpoint::formats::{self, tersor};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorSpec, TensorWriter, write_atomically};
 use crate::file::read_regular;
-use crate::weight::{Coding, CompressedWeight, LayoutKind};
+use crate::weight::CompressedWeight;
 
 const STATE: &str = "run.json";
 const LOCK: &str = "lock";
@@ -142,10 +142,7 @@ impl Unfinished {
 fn write_tensors(path: &Path, tensors: &[(String, CompressedWeight)]) -> Result<(), CheckpointError> {
     let specs: Vec<TensorSpec> =
         tensors.iter().flat_map(|(name, weight)| formats::specs(name, weight.form())).collect();
-    let is_plain = |weight: &CompressedWeight| {
-        weight.form().layout() == LayoutKind::Dense && matches!(weight.form().coding(), Coding::Float(_))
-    };
-    let described = tensors.iter().filter(|(_, w)| !is_plain(w));
+    let described = tensors.iter().filter(|(_, w)| !w.form().is_plain());
     let mut forms = described.map(|(n, w)| (n.as_str(), w.form(), Storage::Parts)).peekable();
     let mut metadata = std::collections::BTreeMap::new();
     if forms.peek().is_some() {

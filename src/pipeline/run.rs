@@ -290,7 +290,7 @@ impl Plan<'_> {
                 if let Some(joint) = job.joint() {
                     return Ok(made(joint.compress(&layer)?, outcomes, input)?);
                 }
-                if job.quantize.is_none() {
+                if job.method().is_none() {
                     return Ok(made(pruning.method().compress(&layer)?, outcomes, input)?);
                 }
                 // whatever the layout will be, the next method is to know the mask
@@ -303,7 +303,7 @@ impl Plan<'_> {
             }
         };
         let earlier =
-            if mask.is_some() && job.quantize.is_some() { self.earlier_mask(tensor)? } else { None };
+            if mask.is_some() && job.method().is_some() { self.earlier_mask(tensor)? } else { None };
         let layer = Layer { layout, mask: None, frozen: earlier.as_ref(), values, ..layer };
         let pruned;
         let layer = match &mask {
@@ -316,7 +316,7 @@ impl Plan<'_> {
             }
         };
         let input = self.input(tensor, job, seen)?;
-        let compressed = match job.quantize {
+        let compressed = match job.method() {
             Some(method) => method.compress(&layer),
             // only pruned: the kept values stay as they are
             None => FloatCast::to(job.precision).compress(&layer),
@@ -327,9 +327,7 @@ impl Plan<'_> {
     /// What an earlier run pruned of a tensor.
     fn earlier_mask(&self, tensor: &PlannedTensor<'_>) -> Result<Option<Mask>, PipelineError> {
         match &tensor.entry.stored {
-            Stored::Compressed(form) if form.layout() != LayoutKind::Dense => {
-                Ok(self.checkpoint.weight(tensor.name())?.mask())
-            }
+            Stored::Compressed(form) if form.is_sparse() => Ok(self.checkpoint.weight(tensor.name())?.mask()),
             _ => Ok(None),
         }
     }
@@ -394,10 +392,8 @@ pub(super) fn index<'s>(specs: impl Iterator<Item = (&'s TensorSpec, &'s str)>) 
 fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) -> Option<LayerReport> {
     let PlannedAction::Compress(job) = &tensor.action else { return None };
     let elements = tensor.entry.elements();
-    let sparsity = match job.form.layout() {
-        LayoutKind::Dense => 0.0,
-        _ => (elements - job.form.kept()) as f64 / elements.max(1) as f64,
-    };
+    let sparsity =
+        if job.form.is_sparse() { (elements - job.form.kept()) as f64 / elements.max(1) as f64 } else { 0.0 };
     Some(LayerReport {
         name: tensor.name().to_owned(),
         shape: tensor.entry.shape.clone(),

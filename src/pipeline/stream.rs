@@ -142,7 +142,7 @@ fn cut(tensor: &PlannedTensor<'_>, block_bytes: usize) -> Option<(usize, usize)>
 
 /// Rows that every block but the last is a multiple of.
 fn row_unit(job: &Job<'_>) -> Option<usize> {
-    let method = job.quantize.map_or(Some(1), |method| Some(method.row_block()?.get()))?;
+    let method = job.method().map_or(Some(1), |method| Some(method.row_block()?.get()))?;
     match job.mask {
         MaskPlan::KeepAll | MaskPlan::Magnitude(Magnitude::NofM(_)) => {}
         _ => return None,

@@ -63,6 +63,18 @@ pub enum RecipeError {
         /// The quantizing step, counted from 1.
         quantize: usize,
     },
+    /// A tensor would be pruned and made a product of factors, which has no zeros.
+    #[error(
+        "tensor `{tensor}`: step {prune} prunes it and step {factorize} factorizes it, which leaves no zeros; choose one of them"
+    )]
+    PruneAndFactorize {
+        /// The tensor.
+        tensor: String,
+        /// The pruning step, counted from 1.
+        prune: usize,
+        /// The factorizing step, counted from 1.
+        factorize: usize,
+    },
     /// An option of a method outside its range.
     #[error("recipe: {0}")]
     Method(#[from] MethodError),

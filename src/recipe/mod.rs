@@ -1,6 +1,6 @@
 //! Recipes: which layer gets what.
 //!
-//! A [`Recipe`] is a list of [`Step`]s. Each names tensors, by class and by name, and prunes or quantizes them.
+//! A [`Recipe`] is a list of [`Step`]s. Each names tensors, by class and by name, and prunes, quantizes or factorizes them.
 //! Recipes come from [presets](Recipe::preset) (`"int8"`, `"2:4+int4"`), from [TOML](Recipe::from_toml), or are built in code:
 //!
 //! ```
@@ -45,6 +45,12 @@
 //!   `activation_percentile`); `activation_symmetric` is whether they have no zero points, as by default.
 //!   Type `codebook` has `bits` from 1 to 8, a `strategy` as above, an `importance`, `equal` (the default) or `inputs`, which needs
 //!   calibration, and a `start`: `optimal` (the default), `linear`, `density` or `random` with a `seed`.
+//!   Any type of codes has a `correction`: two factors added to the weight, which make good what quantization lost, with `rank`,
+//!   `dtype` (`f16` by default) and `importance` as below.
+//! * `low_rank`, in place of `quantize`: two factors in the place of a weight where they take fewer bytes. It has `rank`, or `energy`,
+//!   the share of the sum of squares that is kept, or `bytes`, the share of the dense weight's bytes that is taken; `dtype`, `f32`,
+//!   `f16`, `bf16` or `int2` to `int8`, by default that of the model; and an `importance`, `equal` (the default) or `inputs`, which needs
+//!   calibration.
 //! * `entropy = true`, beside `format`, writes every tensor without the redundancy of its codes and positions where that is
 //!   smaller; only tersor reads such files. It can stand without any step.
 //! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
@@ -65,6 +71,7 @@ pub use error::RecipeError;
 pub use pattern::Pattern;
 pub use preset::{PresetOptions, preset_names};
 pub use rounding::Rounding;
+pub(crate) use step::Written;
 pub use step::{Action, InputQuantization, LayoutChoice, Prune, Selection, Step};
 pub use transform::Transform;
 
@@ -112,7 +119,7 @@ pub(crate) enum Decision<'a> {
     /// No step names it.
     NotNamed,
     /// Numbers of the steps, counted from 0.
-    Apply { prune: Option<(usize, &'a Prune)>, quantize: Option<(usize, &'a dyn crate::layer::Method)> },
+    Apply { prune: Option<(usize, &'a Prune)>, written: Option<(usize, Written<'a>)> },
 }
 
 impl Recipe {
@@ -194,7 +201,7 @@ impl Recipe {
             Action::Prune(prune) => {
                 matches!(prune.selection, Selection::Allocated(_, Allocation::Sensitivity))
             }
-            Action::Quantize(_) => false,
+            Action::Quantize(_) | Action::Factorize(_) => false,
         })
     }
 
@@ -208,17 +215,18 @@ impl Recipe {
         &self.ignore
     }
 
-    /// What happens to a tensor: of the pruning steps that name it the last, and of the quantizing steps the last.
+    /// What happens to a tensor: of the pruning steps that name it the last, and of those that quantize or factorize the
+    /// last.
     ///
     /// # Errors
-    /// When the pruning step stands behind the quantizing one.
+    /// When the pruning step stands behind the quantizing one, or the tensor is to be pruned and factorized.
     pub(crate) fn decide(&self, name: &str, class: TensorClass) -> Result<Decision<'_>, RecipeError> {
         if let Some(pattern) = self.ignore.iter().find(|p| p.matches(name)) {
             return Ok(Decision::Ignored(pattern));
         }
         let usual = self.usual_ignore.iter().find(|p| p.matches(name));
         let mut spared = None;
-        let (mut prune, mut quantize) = (None, None);
+        let (mut prune, mut written) = (None, None);
         for (i, step) in self.steps.iter().enumerate().filter(|(_, s)| s.applies_to(name, class)) {
             if let (true, Some(pattern)) = (step.spares_usual(), usual) {
                 spared = Some(pattern);
@@ -226,17 +234,23 @@ impl Recipe {
             }
             match step.action() {
                 Action::Prune(action) => prune = Some((i, action)),
-                Action::Quantize(method) => quantize = Some((i, method.as_ref())),
+                Action::Quantize(method) => written = Some((i, Written::Quantized(method.as_ref()))),
+                Action::Factorize(factorize) => written = Some((i, Written::Factorized(*factorize))),
             }
         }
-        match (prune, quantize) {
+        match (prune, written) {
             (None, None) => Ok(spared.map_or(Decision::NotNamed, Decision::Ignored)),
+            (Some((p, _)), Some((f, Written::Factorized(_)))) => Err(RecipeError::PruneAndFactorize {
+                tensor: name.to_owned(),
+                prune: p + 1,
+                factorize: f + 1,
+            }),
             (Some((p, _)), Some((q, _))) if p > q => Err(RecipeError::PruneAfterQuantize {
                 tensor: name.to_owned(),
                 prune: p + 1,
                 quantize: q + 1,
             }),
-            _ => Ok(Decision::Apply { prune, quantize }),
+            _ => Ok(Decision::Apply { prune, written }),
         }
     }
 }

@@ -1,10 +1,13 @@
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use super::{
     Criterion, InputQuantization, OutputFormat, Pattern, Prune, Recipe, RecipeError, Rounding, Step,
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
+use crate::factorize::{Corrected, Factorize, Rank};
+use crate::layer::Method;
 use crate::prune::{Allocation, Sparsity, SparsityPattern};
 use crate::quantize::{CodeType, FloatCast, KMeans, Observer, Overflow, ValueImportance};
 use crate::weight::{Bits, CodebookBits, Granularity, NofM};
@@ -16,7 +19,7 @@ const DEFAULT_GROUP: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 const USUAL_IGNORE: [&str; 5] = ["*lm_head", "*embed_out", "*.gate", "*.shared_expert_gate", "*.router"];
 
 /// Presets by name, and what they do.
-const PRESETS: [(&str, &str); 16] = [
+const PRESETS: [(&str, &str); 18] = [
     ("fp16", "every float tensor to f16"),
     ("bf16", "every float tensor to bf16"),
     ("fp8", "e4m3 codes, one scale a channel"),
@@ -30,13 +33,19 @@ const PRESETS: [(&str, &str); 16] = [
     ("int3", "3-bit integers, groups of 128"),
     ("int2", "2-bit integers, groups of 128"),
     ("codebook4", "4-bit codes, one codebook a channel, by k-means; also codebook1 to codebook8"),
+    (
+        "rank64",
+        "two factors of rank 64 in the place of each weight; beside codes, as in int4+rank32, added to them",
+    ),
+    ("rank70%", "factors of the rank that takes 70 % of the bytes"),
     ("N:M", "keep the N largest of every M neighbours, such as 2:4"),
     ("S%", "drop the smallest S percent of each layer, such as 50%"),
     ("S%-global", "drop the smallest S percent of all layers together"),
 ];
 
 /// The presets: name and what each does. Integer presets also exist with `-asym` for zero points, codebook presets with
-/// `-weighted` for centroids weighted by the layer's inputs, from calibration.
+/// `-weighted` for centroids weighted by the layer's inputs, from calibration, and presets of ranks with `-weighted` for the factors
+/// that are best for the layer's output.
 pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
     PRESETS.into_iter()
 }
@@ -59,7 +68,8 @@ pub struct PresetOptions {
 }
 
 impl Recipe {
-    /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes.
+    /// A recipe from preset names joined by `+`: at most one that prunes, then at most one that quantizes, and
+    /// at most one of a rank, which adds factors to what is quantized, or else puts them in the place of the weights.
     ///
     /// Presets name linear and convolution weights, and leave an output layer called `lm_head` or `embed_out` and the routers of experts
     /// (`gate`, `router`) as they are; `fp16` and `bf16` convert every float tensor, also what another preset beside them
@@ -81,7 +91,12 @@ impl Recipe {
         let mut recipe = Self { format: options.format, ..Self::default() };
         let (mut prunes, mut quantizes, mut grouped, mut converts) = (0, 0, false, false);
         let mut has_books = false;
+        let mut ranks = Vec::new();
         for name in names.split('+').map(str::trim) {
+            if let Some(rank) = rank(name)? {
+                ranks.push(rank);
+                continue;
+            }
             let (step, all) = if let Some(prune) = pruning(name, options)? {
                 prunes += 1;
                 (Step::prune(prune), false)
@@ -120,6 +135,27 @@ impl Recipe {
         if prunes == 1 && quantizes == 1 {
             // written in either order, pruning comes first
             recipe.steps.sort_by_key(|s| !matches!(s.action(), super::Action::Prune(_)));
+        }
+        if let Some((factors, _)) = ranks.split_first() {
+            let place = format!("preset `{names}`");
+            recipe = match (ranks.len(), prunes, quantizes, factors.size) {
+                (1, 0, 0, _) => recipe.step(Step::factorize(factors.factorize()?).sparing_usual()),
+                (1, _, 1, RankSize::Fixed(rank)) if !converts => {
+                    let step =
+                        recipe.steps.pop().map(|step| step.corrected(|method| factors.correct(method, rank)));
+                    recipe.steps.extend(step);
+                    recipe
+                }
+                (1, _, 1, RankSize::Share(_)) if !converts => {
+                    let reason = "factors beside codes have a rank, such as rank32";
+                    return Err(RecipeError::value(place, reason));
+                }
+                _ => {
+                    let reason =
+                        "a rank stands alone, or once beside a preset with codes, such as int4+rank32";
+                    return Err(RecipeError::value(place, reason));
+                }
+            };
         }
         if options.group_size.is_some() && !grouped && !has_books {
             let reason = "a group size needs a preset with scales, such as int4";
@@ -176,6 +212,50 @@ fn codebook(name: &str) -> Option<KMeans> {
         .strip_suffix("-weighted")
         .map_or((digits, ValueImportance::Equal), |d| (d, ValueImportance::Inputs));
     Some(KMeans::new(CodebookBits::new(digits.parse().ok()?)?).importance(importance))
+}
+
+/// What a preset says of factors.
+#[derive(Debug, Clone, Copy)]
+struct Factors {
+    size: RankSize,
+    importance: ValueImportance,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum RankSize {
+    Fixed(NonZeroUsize),
+    /// Of the bytes.
+    Share(f64),
+}
+
+impl Factors {
+    fn factorize(self) -> Result<Factorize, RecipeError> {
+        let rank = match self.size {
+            RankSize::Fixed(rank) => Rank::fixed(rank),
+            RankSize::Share(share) => Rank::bytes(share)?,
+        };
+        Ok(Factorize::new(rank).importance(self.importance))
+    }
+
+    fn correct(self, method: Arc<dyn Method>, rank: NonZeroUsize) -> Corrected {
+        Corrected::of(method, rank).importance(self.importance)
+    }
+}
+
+/// Presets of factors.
+fn rank(name: &str) -> Result<Option<Factors>, RecipeError> {
+    let Some(size) = name.strip_prefix("rank") else { return Ok(None) };
+    let (size, importance) = size
+        .strip_suffix("-weighted")
+        .map_or((size, ValueImportance::Equal), |size| (size, ValueImportance::Inputs));
+    let wrong = || {
+        RecipeError::value(format!("preset `{name}`"), "a rank is a number above 0, or a percentage of bytes")
+    };
+    let size = match size.strip_suffix('%') {
+        Some(percent) => RankSize::Share(percent.parse::<f64>().map_err(|_| wrong())? / 100.0),
+        None => RankSize::Fixed(size.parse().map_err(|_| wrong())?),
+    };
+    Ok(Some(Factors { size, importance }))
 }
 
 fn pruning(name: &str, options: PresetOptions) -> Result<Option<Prune>, RecipeError> {

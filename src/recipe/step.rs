@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::{Pattern, RecipeError};
 use crate::checkpoint::TensorClass;
+use crate::factorize::{Corrected, Factorize};
 use crate::layer::Method;
 use crate::prune::{Allocation, Magnitude, Obc, Pruning, SparseGpt, Sparsity, Structured, Wanda};
 use crate::quantize::Observer;
@@ -101,6 +102,24 @@ pub enum Action {
     Prune(Prune),
     /// Chooses how kept weights are written.
     Quantize(Arc<dyn Method>),
+    /// Puts two factors in the place of a weight.
+    Factorize(Factorize),
+}
+
+/// What writes a tensor's weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Written<'a> {
+    Quantized(&'a dyn Method),
+    Factorized(Factorize),
+}
+
+impl Written<'_> {
+    pub(crate) fn method(&self) -> &dyn Method {
+        match self {
+            Self::Quantized(method) => *method,
+            Self::Factorized(factorize) => factorize,
+        }
+    }
 }
 
 /// How a quantizing step has the inputs of its layers rounded to 8 bits while the network runs.
@@ -152,6 +171,19 @@ impl Step {
     /// A step that quantizes or converts, with any [`Method`].
     pub fn quantize(method: impl Method + 'static) -> Self {
         Self::of(Arc::new(method))
+    }
+
+    /// A step that puts two factors in the place of every weight for which they take fewer bytes.
+    pub fn factorize(factorize: Factorize) -> Self {
+        Self::new(Action::Factorize(factorize))
+    }
+
+    /// The same step, which adds factors of low rank to what it quantizes.
+    pub(super) fn corrected(self, correct: impl FnOnce(Arc<dyn Method>) -> Corrected) -> Self {
+        match self.action {
+            Action::Quantize(method) => Self { action: Action::Quantize(Arc::new(correct(method))), ..self },
+            Action::Prune(_) | Action::Factorize(_) => self,
+        }
     }
 
     pub(super) fn of(method: Arc<dyn Method>) -> Self {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::checkpoint::TensorClass;
 use crate::dtype::Precision;
+use crate::factorize::{Corrected, FactorType, Factorize, Rank};
 use crate::kernels::kmeans::Start;
 use crate::prune::{Allocation, Axis, Magnitude, Sparsity, SparsityPattern, Structured};
 use crate::quantize::{CodeType, FloatCast, KMeans, Observer, Overflow, ValueImportance};
@@ -88,16 +89,17 @@ impl OutputFormat {
 }
 
 fn read_step(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    fields.only(&["classes", "names", "prune", "quantize"])?;
-    let action = match (fields.table("prune")?, fields.table("quantize")?) {
-        (Some(prune), None) => Action::Prune(read_prune(&prune)?),
-        (None, Some(quantize)) => return finish_step(fields, read_quantize(&quantize)?),
+    fields.only(&["classes", "names", "prune", "quantize", "low_rank"])?;
+    let step = match (fields.table("prune")?, fields.table("quantize")?, fields.table("low_rank")?) {
+        (Some(prune), None, None) => Step::new(Action::Prune(read_prune(&prune)?)),
+        (None, Some(quantize), None) => read_quantize(&quantize)?,
+        (None, None, Some(low_rank)) => Step::factorize(read_low_rank(&low_rank)?),
         _ => {
-            let reason = "needs either `prune` or `quantize`; two things are two steps";
+            let reason = "needs one of `prune`, `quantize` and `low_rank`; two things are two steps";
             return Err(RecipeError::value(&*fields.place, reason));
         }
     };
-    finish_step(fields, Step::new(action))
+    finish_step(fields, step)
 }
 
 fn finish_step(fields: &Fields<'_>, mut step: Step) -> Result<Step, RecipeError> {
@@ -194,7 +196,7 @@ fn read_damping(fields: &Fields<'_>) -> Result<Option<f64>, RecipeError> {
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    const CODES: [&str; 17] = [
+    const CODES: [&str; 18] = [
         "type",
         "bits",
         "symmetric",
@@ -212,6 +214,7 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         "activation_symmetric",
         "activation_observer",
         "activation_percentile",
+        "correction",
     ];
     let kind = fields.string("type")?.unwrap_or("int");
     if kind == "codebook" {
@@ -240,7 +243,8 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
             CodeType::Int { bits, symmetric: fields.boolean("symmetric")?.unwrap_or(true) }
         }
         "f8_e4m3" => {
-            fields.only(&["type", "strategy", "group_size", "block", "observer", "percentile"])?;
+            let valid = ["type", "strategy", "group_size", "block", "observer", "percentile", "correction"];
+            fields.only(&valid)?;
             CodeType::F8E4M3
         }
         name => {
@@ -253,14 +257,77 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
     }
     let observer = read_observer(fields, "observer", "percentile")?;
     let step = read_rounding(fields)?.step(&fields.place, codes, read_granularity(fields)?, observer)?;
-    Ok(match read_inputs(fields)? {
+    let step = match read_inputs(fields)? {
         Some(inputs) => step.inputs(inputs),
         None => step,
-    })
+    };
+    read_correction(fields, step)
+}
+
+/// A step with the factors that its `correction` asks for.
+fn read_correction(fields: &Fields<'_>, step: Step) -> Result<Step, RecipeError> {
+    let Some(fields) = fields.table("correction")? else { return Ok(step) };
+    fields.only(&["rank", "dtype", "importance"])?;
+    let rank = fields.required("rank", read_rank(&fields)?)?;
+    let (factor_type, importance) = (read_factor_type(&fields)?, read_importance(&fields)?);
+    Ok(step.corrected(|method| {
+        let corrected = Corrected::of(method, rank).importance(importance);
+        match factor_type {
+            Some(factor_type) => corrected.factor_type(factor_type),
+            None => corrected,
+        }
+    }))
+}
+
+fn read_low_rank(fields: &Fields<'_>) -> Result<Factorize, RecipeError> {
+    fields.only(&["rank", "energy", "bytes", "dtype", "importance"])?;
+    let rank = match (read_rank(fields)?, fields.number("energy")?, fields.number("bytes")?) {
+        (Some(rank), None, None) => Rank::fixed(rank),
+        (None, Some(share), None) => Rank::energy(share)?,
+        (None, None, Some(share)) => Rank::bytes(share)?,
+        _ => return Err(RecipeError::value(&*fields.place, "needs one of `rank`, `energy` and `bytes`")),
+    };
+    let factorize = Factorize::new(rank).importance(read_importance(fields)?);
+    Ok(read_factor_type(fields)?.map_or(factorize, |factor_type| factorize.factor_type(factor_type)))
+}
+
+fn read_rank(fields: &Fields<'_>) -> Result<Option<NonZeroUsize>, RecipeError> {
+    let rank = fields.integer("rank")?.map(|rank| usize::try_from(rank).ok().and_then(NonZeroUsize::new));
+    match rank {
+        Some(None) => Err(RecipeError::value(fields.key("rank"), "must be at least 1")),
+        rank => Ok(rank.flatten()),
+    }
+}
+
+fn read_factor_type(fields: &Fields<'_>) -> Result<Option<FactorType>, RecipeError> {
+    let Some(name) = fields.string("dtype")? else { return Ok(None) };
+    let bits = |digits: &str| Bits::new(digits.parse().ok()?);
+    Ok(Some(match name {
+        "f32" => FactorType::Float(Precision::F32),
+        "f16" => FactorType::Float(Precision::F16),
+        "bf16" => FactorType::Float(Precision::Bf16),
+        _ => {
+            let Some(bits) = name.strip_prefix("int").and_then(bits) else {
+                let valid = ["f32", "f16", "bf16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"];
+                return Err(RecipeError::unknown_name("dtype", name, &valid));
+            };
+            FactorType::Int(bits)
+        }
+    }))
+}
+
+fn read_importance(fields: &Fields<'_>) -> Result<ValueImportance, RecipeError> {
+    match fields.string("importance")? {
+        None | Some("equal") => Ok(ValueImportance::Equal),
+        Some("inputs") => Ok(ValueImportance::Inputs),
+        Some(name) => Err(RecipeError::unknown_name("importance", name, &["equal", "inputs"])),
+    }
 }
 
 fn read_codebook(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    fields.only(&["type", "bits", "strategy", "group_size", "block", "start", "seed", "importance"])?;
+    let valid =
+        ["type", "bits", "strategy", "group_size", "block", "start", "seed", "importance", "correction"];
+    fields.only(&valid)?;
     let bits = fields.required("bits", fields.integer("bits")?)?;
     let bits = u8::try_from(bits).ok().and_then(CodebookBits::new);
     let bits = bits.ok_or_else(|| RecipeError::value(fields.key("bits"), "must be 1 to 8"))?;
@@ -283,13 +350,8 @@ fn read_codebook(fields: &Fields<'_>) -> Result<Step, RecipeError> {
             return Err(RecipeError::unknown_name("start", name, &valid));
         }
     };
-    let importance = match fields.string("importance")? {
-        None | Some("equal") => ValueImportance::Equal,
-        Some("inputs") => ValueImportance::Inputs,
-        Some(name) => return Err(RecipeError::unknown_name("importance", name, &["equal", "inputs"])),
-    };
     let kmeans = KMeans::new(bits).granularity(read_granularity(fields)?);
-    Ok(Step::quantize(kmeans.start(start).importance(importance)))
+    read_correction(fields, Step::quantize(kmeans.start(start).importance(read_importance(fields)?)))
 }
 
 fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {

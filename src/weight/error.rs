@@ -101,6 +101,18 @@ pub enum WeightError {
         /// Its index, row-major.
         index: usize,
     },
+    /// Factors of a rank that their product cannot have.
+    #[error(
+        "rank {rank} of two factors is not between 1 and the smaller dimension of a {rows} × {cols} matrix"
+    )]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+    },
     /// A product that is not implemented for this weight.
     #[error("{reason}")]
     Unsupported {

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use rayon::prelude::*;
 
-use super::{CodebookBits, InputForm, WeightError};
+use super::{CodebookBits, InputForm, LowRankForm, WeightError};
 use crate::dtype::Precision;
 use crate::kernels::pack::words_for;
 
@@ -181,13 +181,15 @@ pub enum LayoutKind {
     NofM(NofM),
     /// Row offsets, and a column number per value.
     CompressedRows,
+    /// No position has a value: the weight is a product of two [factors](super::LowRank).
+    Empty,
 }
 
 impl LayoutKind {
     /// Bytes that say where `kept` values of a `[rows, cols]` matrix stand.
     pub fn position_bytes(self, rows: usize, cols: usize, kept: usize) -> u64 {
         let bytes = match self {
-            Self::Dense => 0,
+            Self::Dense | Self::Empty => 0,
             Self::Bitmask => rows * cols.div_ceil(8),
             Self::NofM(pattern) => 4 * words_for(kept, pattern.position_bits()),
             Self::CompressedRows => (rows + 1) * 8 + kept * column_size(cols),
@@ -203,6 +205,7 @@ impl fmt::Display for LayoutKind {
             Self::Bitmask => f.write_str("bitmask"),
             Self::NofM(pattern) => write!(f, "{pattern}"),
             Self::CompressedRows => f.write_str("rows"),
+            Self::Empty => f.write_str("empty"),
         }
     }
 }
@@ -277,7 +280,7 @@ impl fmt::Display for Coding {
 const HOLLOW_ELEMENTS: usize = 1 << 28;
 const ELEMENTS_PER_BYTE: usize = 4096;
 
-/// A compressed weight without its data: shape, layout, coding, and how many values it keeps.
+/// A compressed weight without its data: shape, layout, coding, how many values it keeps, and factors if it has some.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
     shape: Vec<usize>,
@@ -285,6 +288,7 @@ pub struct Form {
     coding: Coding,
     kept: usize,
     input: Option<InputForm>,
+    low_rank: Option<LowRankForm>,
 }
 
 impl Form {
@@ -294,8 +298,8 @@ impl Form {
     /// `shape` is the tensor's own; the matrix has `shape[0]` rows and the product of the rest as columns.
     ///
     /// # Errors
-    /// When the number of elements overflows, `kept` is not what the layout holds, or a sparse layout stores next to nothing
-    /// for a huge matrix: beyond 2^28 elements it takes at least a byte for every 4096 of them. Otherwise a file of a few
+    /// When the number of elements overflows, `kept` is not what the layout holds, the layout is empty, as only that of a
+    /// [product of factors](Self::of_factors) is, or a sparse layout stores next to nothing for a huge matrix: beyond 2^28 elements it takes at least a byte for every 4096 of them. Otherwise a file of a few
     /// bytes could ask for all memory there is.
     pub fn new(
         shape: &[usize],
@@ -312,17 +316,72 @@ impl Form {
             LayoutKind::Dense => rows * cols,
             LayoutKind::NofM(pattern) => rows * pattern.kept_per_row(cols),
             LayoutKind::Bitmask | LayoutKind::CompressedRows => kept.min(rows * cols),
+            LayoutKind::Empty => {
+                let reason = "an empty layout is that of a product of factors".into();
+                return Err(WeightError::Unsupported { reason });
+            }
         };
         WeightError::check_len("kept values", holds, kept)?;
-        let form = Self { shape: shape.to_vec(), layout, coding, kept, input: None };
-        let (elements, bytes) = (rows * cols, form.bytes().total());
-        if layout != LayoutKind::Dense
+        Self { shape: shape.to_vec(), layout, coding, kept, input: None, low_rank: None }.check_hollow()
+    }
+
+    /// The form of a weight that is the product of two factors: it keeps no values beside them.
+    ///
+    /// # Errors
+    /// When the number of elements overflows, the rank is 0 or larger than the matrix has, or the factors are next to nothing for a
+    /// huge matrix, as for [`new`](Self::new).
+    pub fn of_factors(shape: &[usize], factors: LowRankForm) -> Result<Self, WeightError> {
+        let (layout, coding) = (LayoutKind::Empty, factors.coding);
+        let form = Self { shape: shape.to_vec(), layout, coding, kept: 0, input: None, low_rank: None };
+        let [rows, cols] = matrix_shape(shape)?;
+        factors.factors(rows, cols)?;
+        Self { low_rank: Some(factors), ..form }.check_hollow()
+    }
+
+    fn check_hollow(self) -> Result<Self, WeightError> {
+        let (elements, bytes) = (self.rows() * self.cols(), self.bytes().total());
+        if self.layout != LayoutKind::Dense
             && elements > HOLLOW_ELEMENTS
             && (elements / ELEMENTS_PER_BYTE) as u64 > bytes
         {
-            return Err(WeightError::Hollow { shape: form.shape, elements, bytes });
+            return Err(WeightError::Hollow { shape: self.shape, elements, bytes });
         }
-        Ok(form)
+        Ok(self)
+    }
+
+    /// Says which factors' product is added to the weight.
+    ///
+    /// # Errors
+    /// When the rank is 0 or larger than the matrix has, or the weight is already a product of factors.
+    pub fn with_correction(self, factors: Option<LowRankForm>) -> Result<Self, WeightError> {
+        if self.layout == LayoutKind::Empty {
+            let reason = format!("a weight of {self} takes no further factors");
+            return Err(WeightError::Unsupported { reason });
+        }
+        if let Some(factors) = factors {
+            factors.factors(self.rows(), self.cols())?;
+        }
+        Ok(Self { low_rank: factors, ..self })
+    }
+
+    /// The factors whose product is the weight, if its layout is empty, or is added to it; `None`: there are none.
+    pub fn low_rank(&self) -> Option<LowRankForm> {
+        self.low_rank
+    }
+
+    /// The forms of the factors, `[rows, rank]` and `[rank, cols]`; none where there are none.
+    pub(crate) fn factors(&self) -> Option<[Self; 2]> {
+        self.low_rank.and_then(|factors| factors.factors(self.rows(), self.cols()).ok())
+    }
+
+    /// Whether it is a tensor of floats like any other.
+    pub fn is_plain(&self) -> bool {
+        self.layout == LayoutKind::Dense && matches!(self.coding, Coding::Float(_)) && self.low_rank.is_none()
+    }
+
+    /// Whether it stores the positions of its values, because others are pruned.
+    pub fn is_sparse(&self) -> bool {
+        !matches!(self.layout, LayoutKind::Dense | LayoutKind::Empty)
     }
 
     /// Says how the layer's input is quantized.
@@ -331,7 +390,7 @@ impl Form {
     /// When it is, and the weight is not of integers.
     pub fn with_input(self, input: Option<InputForm>) -> Result<Self, WeightError> {
         if let Some(input) = input
-            && !matches!(self.coding, Coding::Int { .. })
+            && (!matches!(self.coding, Coding::Int { .. }) || self.layout == LayoutKind::Empty)
         {
             let reason = format!("{input} needs integer codes, and this weight holds {self}");
             return Err(WeightError::Unsupported { reason });
@@ -396,6 +455,10 @@ impl Form {
 
     /// Exact bytes of everything that is stored for the weight.
     pub fn bytes(&self) -> WeightBytes {
+        let low_rank = self.low_rank.map_or(0, |factors| factors.bytes(self.rows(), self.cols()));
+        if self.layout == LayoutKind::Empty {
+            return WeightBytes { values: 0, positions: 0, scales: 0, zero_points: 0, low_rank };
+        }
         let (rows, cols) = (self.rows(), self.cols());
         let positions = self.layout.position_bytes(rows, cols, self.kept);
         let grid = self.grid();
@@ -433,15 +496,19 @@ impl Form {
             positions,
             scales: scales as u64,
             zero_points: zero_points as u64,
+            low_rank,
         }
     }
 }
 
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.layout {
-            LayoutKind::Dense => write!(f, "{}", self.coding)?,
-            layout => write!(f, "{layout} × {}", self.coding)?,
+        match (self.layout, self.low_rank) {
+            (LayoutKind::Empty, Some(factors)) => write!(f, "{factors}")?,
+            (LayoutKind::Dense, None) => write!(f, "{}", self.coding)?,
+            (LayoutKind::Dense, Some(factors)) => write!(f, "{} + {factors}", self.coding)?,
+            (layout, None) => write!(f, "{layout} × {}", self.coding)?,
+            (layout, Some(factors)) => write!(f, "{layout} × {} + {factors}", self.coding)?,
         }
         self.input.map_or(Ok(()), |input| write!(f, ", {input}"))
     }
@@ -458,12 +525,15 @@ pub struct WeightBytes {
     pub scales: u64,
     /// Zero points, that of the layer's input included.
     pub zero_points: u64,
+    /// Two factors, with all that belongs to them.
+    pub low_rank: u64,
 }
 
 impl WeightBytes {
     /// All of them.
     pub fn total(self) -> u64 {
-        [self.positions, self.scales, self.zero_points].into_iter().fold(self.values, u64::saturating_add)
+        let others = [self.positions, self.scales, self.zero_points, self.low_rank];
+        others.into_iter().fold(self.values, u64::saturating_add)
     }
 }
 
@@ -513,7 +583,13 @@ mod tests {
         let form = Form::new(&[100, 300], LayoutKind::Dense, int(4, false, group), 30_000).unwrap();
         assert_eq!(
             form.bytes(),
-            WeightBytes { values: 100 * 38 * 4, positions: 0, scales: 500 * 4, zero_points: 13 * 4 * 5 }
+            WeightBytes {
+                values: 100 * 38 * 4,
+                positions: 0,
+                scales: 500 * 4,
+                zero_points: 13 * 4 * 5,
+                low_rank: 0
+            }
         );
         assert!(form.is_ragged());
         // 2:4 int8: half of the values, 2 bits of position each
@@ -527,6 +603,40 @@ mod tests {
         assert_eq!(form.bytes().total(), 4 * 3 + 14);
         let form = Form::new(&[4, 2, 3, 3], LayoutKind::CompressedRows, f16, 7).unwrap();
         assert_eq!(form.bytes().total(), 5 * 8 + 7 * 2 + 14);
+    }
+
+    #[test]
+    fn bytes_of_factors_by_hand() {
+        let factors = LowRankForm { rank: 5, coding: Coding::Float(Precision::F16) };
+        let form = Form::of_factors(&[4, 5, 3, 1], LowRankForm { rank: 4, ..factors }).unwrap();
+        assert_eq!((form.bytes().total(), form.kept(), form.is_plain()), (2 * 4 * (4 + 15), 0, false));
+        assert_eq!(form.to_string(), "rank 4 × f16");
+        // int4 codes: 2 words and a scale in each of 10 rows; int8 factors with a scale a row
+        let base = Form::new(&[10, 16], LayoutKind::Dense, int(4, true, Granularity::Channel), 160).unwrap();
+        let form =
+            base.with_correction(Some(LowRankForm { coding: int(8, true, Granularity::Channel), ..factors }));
+        let form = form.unwrap();
+        assert_eq!(form.bytes().low_rank, 10 * (8 + 4) + 5 * (16 + 4));
+        assert_eq!(form.bytes().total(), 10 * (8 + 4) + form.bytes().low_rank);
+        assert_eq!(form.to_string(), "int4, channel + rank 5 × int8, channel");
+    }
+
+    #[test]
+    fn impossible_factors_are_refused() {
+        let factors = |rank| LowRankForm { rank, coding: Coding::Float(Precision::F16) };
+        for (shape, rank) in [(&[4, 6][..], 0), (&[4, 6], 5), (&[0, 6], 1), (&[3, 2, 0], 1)] {
+            let error = Form::of_factors(shape, factors(rank)).unwrap_err().to_string();
+            assert!(error.contains(&format!("rank {rank}")), "{error}");
+        }
+        let f16 = factors(1).coding;
+        assert!(Form::new(&[4, 6], LayoutKind::Empty, f16, 0).is_err());
+        let form = Form::of_factors(&[4, 6], factors(1)).unwrap();
+        assert!(form.with_correction(Some(factors(1))).is_err());
+        // 4 MB that ask for 4 TB
+        assert!(matches!(
+            Form::of_factors(&[1 << 20, 1 << 20], factors(1)),
+            Err(WeightError::Hollow { bytes: 4_194_304, .. })
+        ));
     }
 
     #[test]

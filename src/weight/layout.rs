@@ -24,6 +24,7 @@ pub(crate) enum Layout {
         offsets: Vec<u64>,
         columns: Vec<u32>,
     },
+    Empty,
 }
 
 impl Layout {
@@ -33,6 +34,7 @@ impl Layout {
             Self::Bitmask { .. } => LayoutKind::Bitmask,
             Self::NofM { pattern, .. } => LayoutKind::NofM(*pattern),
             Self::CompressedRows { .. } => LayoutKind::CompressedRows,
+            Self::Empty => LayoutKind::Empty,
         }
     }
 
@@ -81,6 +83,7 @@ impl Layout {
                 }
                 Ok(Self::CompressedRows { offsets, columns })
             }
+            LayoutKind::Empty => Ok(Self::Empty),
         }
     }
 
@@ -157,6 +160,7 @@ impl Layout {
             Self::Bitmask { mask, .. } => mask.kept(),
             Self::NofM { pattern, .. } => rows * pattern.kept_per_row(cols),
             Self::CompressedRows { columns, .. } => columns.len(),
+            Self::Empty => 0,
         }
     }
 
@@ -190,6 +194,7 @@ impl Layout {
                 columns.extend_from_slice(&all[offsets[row] as usize..offsets[row + 1] as usize]);
                 offsets[row] as usize
             }
+            Self::Empty => 0,
         }
     }
 }

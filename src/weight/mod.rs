@@ -3,12 +3,15 @@
 //! Pruning chooses the layout, quantizing chooses the coding, so that any two compose. Every weight is seen as a
 //! matrix `[rows, cols]` = `[out_features, in_features]`; a convolution `[out, in, kh, kw]` is
 //! `[out, in·kh·kw]`.
+//!
+//! A product of two such matrices, [`LowRank`], can stand for a weight, or be added to one.
 
 mod codebook;
 mod error;
 mod form;
 mod input;
 mod layout;
+mod low_rank;
 mod mask;
 mod packed;
 mod prepacked;
@@ -24,6 +27,7 @@ pub use codebook::{CodebookBits, Codebooks};
 pub use error::WeightError;
 pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
 pub use input::{InputForm, InputScales, QuantizedInput};
+pub use low_rank::{LowRank, LowRankForm};
 pub use mask::Mask;
 pub use prepacked::{Activations, PackedWeight};
 pub(crate) use prepacked::{Together, matmul_together};
@@ -79,6 +83,7 @@ pub struct CompressedWeight {
     layout: Layout,
     values: Values,
     input: Option<QuantizedInput>,
+    low_rank: Option<LowRank>,
 }
 
 impl CompressedWeight {
@@ -170,6 +175,35 @@ impl CompressedWeight {
         Self::encode(shape, LayoutKind::Dense, None, DenseValues::Float(precision, values))
     }
 
+    /// A weight that is the product of two factors.
+    ///
+    /// # Shapes
+    /// The product has the rows and columns of the matrix that `shape` is compressed as.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn low_rank(shape: &[usize], factors: LowRank) -> Result<Self, WeightError> {
+        factors.check(shape)?;
+        let form = Form::of_factors(shape, factors.form())?;
+        let values = Values::F32(Vec::new());
+        Ok(Self { form, layout: Layout::Empty, values, input: None, low_rank: Some(factors) })
+    }
+
+    /// The same weight, to which the product of two factors is added, such as one that makes good what quantization lost.
+    ///
+    /// # Errors
+    /// When the product is of another shape, or the weight is already a product of factors.
+    pub fn with_correction(self, factors: LowRank) -> Result<Self, WeightError> {
+        factors.check(self.shape())?;
+        let form = self.form.with_correction(Some(factors.form()))?;
+        Ok(Self { form, low_rank: Some(factors), ..self })
+    }
+
+    /// The factors whose product is the weight, or is added to it.
+    pub fn factors(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref()
+    }
+
     /// Puts together parts whose layout has been checked; the lengths of values and scales are checked here.
     pub(crate) fn from_parts(shape: &[usize], layout: Layout, values: Values) -> Result<Self, WeightError> {
         let [rows, cols] = matrix_shape(shape)?;
@@ -196,7 +230,7 @@ impl CompressedWeight {
                 books.check(rows, cols)?;
             }
         }
-        Ok(Self { form, layout, values, input: None })
+        Ok(Self { form, layout, values, input: None, low_rank: None })
     }
 
     /// Says how the layer's input is quantized; a static scale is rounded to the precision of the weight's scales, in which
@@ -263,7 +297,12 @@ impl CompressedWeight {
             Values::Codebook { codes, books: old }
                 if (old.bits, old.granularity) == (books.bits, books.granularity) =>
             {
-                Self::from_parts(self.form.shape(), self.layout, Values::Codebook { codes, books })
+                let values = Values::Codebook { codes, books };
+                let weight = Self::from_parts(self.form.shape(), self.layout, values)?;
+                match self.low_rank {
+                    Some(factors) => weight.with_correction(factors),
+                    None => Ok(weight),
+                }
             }
             _ => Err(WeightError::Codebooks {
                 form: self.form.to_string(),
@@ -304,10 +343,10 @@ impl CompressedWeight {
         &self.values
     }
 
-    /// Which positions have a stored value; `None` for a dense layout.
+    /// Which positions have a stored value; `None` for a dense layout and a product of factors.
     pub fn mask(&self) -> Option<Mask> {
         match &self.layout {
-            Layout::Dense => None,
+            Layout::Dense | Layout::Empty => None,
             Layout::Bitmask { mask, .. } => Some(mask.clone()),
             layout => {
                 let (rows, cols) = (self.rows(), self.cols());
@@ -328,7 +367,7 @@ impl CompressedWeight {
     /// The dense values.
     ///
     /// # Shapes
-    /// `[rows, cols]`; pruned positions are 0.
+    /// `[rows, cols]`; pruned positions are 0, unless factors are added.
     pub fn dequantize(&self) -> Array2<f32> {
         let (rows, cols) = (self.rows(), self.cols());
         let mut out = zeros(rows * cols);
@@ -341,9 +380,13 @@ impl CompressedWeight {
         let cols = self.cols();
         debug_assert_eq!(out.len(), rows.len() * cols);
         if cols > 0 {
+            let factors = self.low_rank.as_ref().map(LowRank::prepared);
             out.par_chunks_mut(TILE_ROWS * cols).enumerate().for_each(|(tile, out)| {
-                let first = rows.start + tile * TILE_ROWS;
-                self.decode_rows(first..first + out.len() / cols, out);
+                let (first, rows) = (rows.start + tile * TILE_ROWS, out.len() / cols);
+                self.decode_kept(first..first + rows, out);
+                if let Some(factors) = &factors {
+                    factors.add_rows(first, rows, out);
+                }
             });
         }
     }
@@ -363,6 +406,14 @@ impl CompressedWeight {
         if features != cols {
             return Err(WeightError::Activations { activations: [batch, features], cols });
         }
+        let of_factors = match &self.low_rank {
+            Some(factors) => Some(factors.u().matmul(factors.v().matmul(x)?.view())?),
+            None => None,
+        };
+        let of_factors = match (&self.layout, of_factors) {
+            (Layout::Empty, Some(y)) => return Ok(y),
+            (_, of_factors) => of_factors,
+        };
         let x = x.as_standard_layout();
         let x: &[f32] = x.as_slice().unwrap_or_default();
         let mut y = vec![0.0f32; rows * batch];
@@ -374,7 +425,7 @@ impl CompressedWeight {
                     &w[first * cols..(first + tile_rows) * cols]
                 } else {
                     decoded.resize(tile_rows * cols, 0.0);
-                    self.decode_rows(first..first + tile_rows, decoded);
+                    self.decode_kept(first..first + tile_rows, decoded);
                     decoded.as_slice()
                 };
                 matmul_transposed(x, w, batch, tile_rows, cols, y);
@@ -382,14 +433,28 @@ impl CompressedWeight {
         }
         // y was written as [rows, batch]
         let y = Array2::from_shape_vec((rows, batch), y).unwrap_or_default();
-        Ok(y.reversed_axes().as_standard_layout().into_owned())
+        let y = y.reversed_axes().as_standard_layout().into_owned();
+        Ok(match of_factors {
+            Some(of_factors) => y + of_factors,
+            None => y,
+        })
     }
 
-    /// Decodes some rows.
+    /// Decodes some rows on the calling thread.
     ///
     /// # Shapes
     /// `out` is `[range.len(), cols]`.
     pub(crate) fn decode_rows(&self, range: Range<usize>, out: &mut [f32]) {
+        self.decode_kept(range.clone(), out);
+        if let Some(factors) = &self.low_rank
+            && !out.is_empty()
+        {
+            factors.prepared().add_rows(range.start, range.len(), out);
+        }
+    }
+
+    /// Decodes what some rows are without factors.
+    pub(crate) fn decode_kept(&self, range: Range<usize>, out: &mut [f32]) {
         let cols = self.cols();
         if cols == 0 {
             return;
@@ -398,7 +463,9 @@ impl CompressedWeight {
         let mut scratch = Scratch::default();
         let mut wide = Vec::new();
         for (row, out) in range.zip(out.chunks_exact_mut(cols)) {
-            if matches!(self.layout, Layout::Dense) {
+            if matches!(self.layout, Layout::Empty) {
+                out.fill(0.0);
+            } else if matches!(self.layout, Layout::Dense) {
                 self.values.decode_dense_row(row, grid, &mut scratch, out);
             } else if let Layout::Bitmask { mask, starts } = &self.layout
                 && let Some(values) = self.values.floats(starts[row], mask.kept_count_in_row(row), &mut wide)

@@ -54,11 +54,15 @@ pub enum Activations {
 pub struct PackedWeight {
     form: Form,
     arranged: Arranged,
+    /// `V` and `U` of two factors.
+    factors: Option<Box<[PackedWeight; 2]>>,
 }
 
 /// An arrangement for each layout and kind of activations.
 #[derive(Debug, Clone, PartialEq)]
 enum Arranged {
+    /// There is nothing but factors.
+    Empty,
     DenseFloat(Panels),
     DenseCodes(CodeRows),
     DenseInt8(Panels, ActivationCodes),
@@ -102,7 +106,8 @@ impl PackedWeight {
     /// half zeros on; integer codes that meet 8-bit activations, 2:4 or from about 70 % zeros on, in groups of a multiple
     /// of 64 columns (or one) and without zero points. Otherwise it is arranged densely, zeros and all, which can take more
     /// memory than the file. When more rows of activations come than [`sparse_batch`](Self::sparse_batch) says, a sparse weight is
-    /// arranged densely, too, and kept. [`smallest`](Self::smallest) does neither.
+    /// arranged densely, too, and kept. [`smallest`](Self::smallest) does neither. Factors of low rank are
+    /// dense, and take float activations always.
     ///
     /// # Errors
     /// When 8-bit activations are asked for and the weight is not of integers.
@@ -127,6 +132,7 @@ impl PackedWeight {
     ) -> Result<Self, WeightError> {
         let (sparsely, is_dense) = (most > 0, matches!(weight.layout(), Layout::Dense));
         let arranged = match (activations, weight.values()) {
+            (Activations::Float, _) if matches!(weight.layout(), Layout::Empty) => Arranged::Empty,
             (Activations::Float, _) if sparsely => {
                 let (rows, dense) = (sparse(weight)?, Later::default());
                 Arranged::SparseFloat(Box::new(SparseFloats { rows, most, dense }))
@@ -156,7 +162,14 @@ impl PackedWeight {
                 return Err(WeightError::Unsupported { reason });
             }
         };
-        Ok(Self { form: weight.form().clone(), arranged })
+        let factors = match weight.factors() {
+            Some(factors) => {
+                let arrange = |factor| Self::new(factor, Activations::Float);
+                Some(Box::new([arrange(factors.v())?, arrange(factors.u())?]))
+            }
+            None => None,
+        };
+        Ok(Self { form: weight.form().clone(), arranged, factors })
     }
 
     /// What the weight looked like: shape, layout, coding.
@@ -167,9 +180,10 @@ impl PackedWeight {
     /// How activations enter a product.
     pub fn activations(&self) -> Activations {
         match &self.arranged {
-            Arranged::DenseFloat(_) | Arranged::DenseCodes(_) | Arranged::SparseFloat(_) => {
-                Activations::Float
-            }
+            Arranged::Empty
+            | Arranged::DenseFloat(_)
+            | Arranged::DenseCodes(_)
+            | Arranged::SparseFloat(_) => Activations::Float,
             Arranged::DenseInt8(_, how) => Activations::Int8(*how),
             Arranged::SparseInt8(codes) => Activations::Int8(codes.how),
         }
@@ -188,7 +202,10 @@ impl PackedWeight {
     /// Bytes in memory, which every product with few rows of activations reads once. Sparse weights that have met many rows of
     /// activations are there densely, too.
     pub fn bytes(&self) -> usize {
-        match &self.arranged {
+        let of_factors =
+            self.factors.iter().flat_map(|factors| factors.iter()).map(Self::bytes).sum::<usize>();
+        let arranged = match &self.arranged {
+            Arranged::Empty => 0,
             Arranged::DenseFloat(panels) | Arranged::DenseInt8(panels, _) => panels.bytes(),
             Arranged::DenseCodes(codes) => codes.bytes(),
             Arranged::SparseFloat(floats) => {
@@ -197,7 +214,8 @@ impl PackedWeight {
             Arranged::SparseInt8(codes) => {
                 codes.slices.bytes() + codes.dense.0.get().map_or(0, Panels::bytes)
             }
-        }
+        };
+        of_factors + arranged
     }
 
     /// Most rows of activations for which products leave zeros out; for more, they meet zeros, too. `None` of a weight that is
@@ -205,6 +223,7 @@ impl PackedWeight {
     pub fn sparse_batch(&self) -> Option<usize> {
         match &self.arranged {
             _ if self.form.layout() == LayoutKind::Dense => None,
+            Arranged::Empty => None,
             Arranged::DenseFloat(_) | Arranged::DenseCodes(_) | Arranged::DenseInt8(..) => Some(0),
             Arranged::SparseFloat(floats) => Some(floats.most),
             Arranged::SparseInt8(codes) => Some(codes.most),
@@ -245,8 +264,33 @@ impl PackedWeight {
     pub fn matmul_into(&self, x: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) -> Result<(), WeightError> {
         let batch = y.len().checked_div(self.rows()).unwrap_or(0);
         self.check(x, batch, epilogue, y)?;
+        let Some(factors) = &self.factors else {
+            self.product(x, batch, epilogue, y);
+            return Ok(());
+        };
+        let [v, u] = &**factors;
+        let mut inner = vec![0.0; batch * v.rows()];
+        v.product(x, batch, Epilogue::default(), &mut inner);
+        if matches!(self.arranged, Arranged::Empty) {
+            u.product(&inner, batch, epilogue, y);
+            return Ok(());
+        }
+        self.product(x, batch, Epilogue::default(), y);
+        let mut added = vec![0.0; y.len()];
+        u.product(&inner, batch, Epilogue::default(), &mut added);
+        for (y, added) in y.chunks_exact_mut(self.rows()).zip(added.chunks_exact(self.rows())) {
+            for (output, (y, added)) in y.iter_mut().zip(added).enumerate() {
+                *y = epilogue.apply(*y + added, output);
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`matmul_into`](Self::matmul_into) does without factors, lengths being checked.
+    fn product(&self, x: &[f32], batch: usize, epilogue: Epilogue<'_>, y: &mut [f32]) {
         let isa = Isa::current();
         match &self.arranged {
+            Arranged::Empty => {}
             Arranged::DenseFloat(panels) => {
                 matmul::float_products(isa, vec![Product { panels, epilogue, y }], x, batch);
             }
@@ -274,7 +318,6 @@ impl PackedWeight {
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -308,6 +351,10 @@ pub(crate) fn matmul_together(
 ) -> Result<(), WeightError> {
     let (mut floats, mut integers) = (Vec::new(), Vec::<(ActivationCodes, Vec<Product<'_>>)>::new());
     for Together { weight, epilogue, y } in products {
+        if weight.factors.is_some() {
+            weight.matmul_into(x, epilogue, y)?;
+            continue;
+        }
         match &weight.arranged {
             Arranged::DenseFloat(panels) => {
                 weight.check(x, batch, epilogue, y)?;
@@ -321,7 +368,10 @@ pub(crate) fn matmul_together(
                     None => integers.push((*codes, vec![product])),
                 }
             }
-            Arranged::DenseCodes(_) | Arranged::SparseFloat(_) | Arranged::SparseInt8(..) => {
+            Arranged::Empty
+            | Arranged::DenseCodes(_)
+            | Arranged::SparseFloat(_)
+            | Arranged::SparseInt8(..) => {
                 weight.matmul_into(x, epilogue, y)?;
             }
         }
@@ -337,7 +387,7 @@ pub(crate) fn matmul_together(
 
 /// Whether there are products with this weight that leave zeros out.
 fn can_run_sparsely(weight: &CompressedWeight, activations: Activations) -> bool {
-    if matches!(weight.layout(), Layout::Dense) {
+    if matches!(weight.layout(), Layout::Dense | Layout::Empty) {
         return false;
     }
     match (activations, weight.values()) {
@@ -489,7 +539,7 @@ fn dense(weight: &CompressedWeight, with_code_sums: bool) -> Panels {
             };
             let row = |row: usize, out: &mut [u8]| {
                 let mut values = vec![0.0; cols];
-                weight.decode_rows(row..row + 1, &mut values);
+                weight.decode_kept(row..row + 1, &mut values);
                 let mut bytes = Vec::with_capacity(out.len());
                 convert::narrow(precision, &values, &mut bytes);
                 out.copy_from_slice(&bytes);
@@ -624,7 +674,7 @@ fn sparse(weight: &CompressedWeight) -> Result<SparseRows, WeightError> {
             let mut kept = Vec::with_capacity(weight.form().kept());
             let (mut row_values, mut columns) = (vec![0.0; cols], Vec::new());
             for row in 0..if cols == 0 { 0 } else { rows } {
-                weight.decode_rows(row..row + 1, &mut row_values);
+                weight.decode_kept(row..row + 1, &mut row_values);
                 columns_of(row, &mut columns);
                 kept.extend(columns.iter().map(|col| row_values[*col as usize]));
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tersor::{
     Bits, CheckpointError, CodebookBits, Codebooks, Coding, CompressedWeight, DType, DenseValues, Form,
-    Granularity, LayoutKind, Mask, NofM, Precision, Scales, Stored, StoredTensor, coded_tensor,
+    Granularity, LayoutKind, LowRank, Mask, NofM, Precision, Scales, Stored, StoredTensor, coded_tensor,
     stored_tensors,
 };
 
@@ -105,7 +105,7 @@ fn describe(form: &Form) -> Value {
         coding["scale_dtype"] = precision(scales).into();
         tiled(coding, granularity)
     };
-    let coding = match form.coding() {
+    let coding = |coding| match coding {
         Coding::Float(p) => json!({"type": "float", "dtype": precision(p)}),
         Coding::F8E4M3 { granularity, scales } => scaled(json!({"type": "f8_e4m3"}), granularity, scales),
         Coding::Int { bits, symmetric, granularity, scales } => {
@@ -120,8 +120,13 @@ fn describe(form: &Form) -> Value {
         LayoutKind::Bitmask => "bitmask".to_owned(),
         LayoutKind::NofM(pattern) => format!("{}:{}", pattern.n(), pattern.m()),
         LayoutKind::CompressedRows => "rows".to_owned(),
+        LayoutKind::Empty => "empty".to_owned(),
     };
-    json!({"shape": form.shape(), "layout": layout, "kept": form.kept(), "coding": coding})
+    let mut described = json!({"shape": form.shape(), "layout": layout, "kept": form.kept(), "coding": coding(form.coding())});
+    if let Some(factors) = form.low_rank() {
+        described["low_rank"] = json!({"rank": factors.rank, "coding": coding(factors.coding)});
+    }
+    described
 }
 
 fn pattern(n: usize, m: usize) -> LayoutKind {
@@ -193,6 +198,45 @@ fn float_weight(layout: LayoutKind, p: Precision) -> CompressedWeight {
     CompressedWeight::encode(&[rows, cols], layout, mask.as_ref(), DenseValues::Float(p, &values)).unwrap()
 }
 
+/// Factors of a 5 × 12 matrix.
+fn factors(rank: usize, coding: Coding) -> LowRank {
+    let values: Vec<f32> = (0..12 * rank).map(|i| (i * 5 % 11) as f32 - 4.0).collect();
+    let factor = |rows: usize, cols: usize| {
+        let (shape, values) = ([rows, cols], &values[..rows * cols]);
+        let Coding::Int { bits, symmetric, granularity, .. } = coding else {
+            return CompressedWeight::from_f32(&shape, Precision::F16, values).unwrap();
+        };
+        let codes: Vec<i8> = values.iter().map(|x| *x as i8).collect();
+        let scales = scales_of(granularity, Precision::F32, symmetric, rows, cols);
+        let values = DenseValues::Int(bits, &codes, &scales);
+        CompressedWeight::encode(&shape, LayoutKind::Dense, None, values).unwrap()
+    };
+    LowRank::new(factor(5, rank), factor(rank, 12)).unwrap()
+}
+
+const INT6: Coding = Coding::Int {
+    bits: Bits::new(6).unwrap(),
+    symmetric: false,
+    granularity: Granularity::Channel,
+    scales: Precision::F32,
+};
+
+/// Products of factors, and weights to which one is added.
+fn low_rank_weights() -> Vec<CompressedWeight> {
+    let f16 = Coding::Float(Precision::F16);
+    let mut weights = vec![
+        CompressedWeight::low_rank(&[5, 12], factors(2, f16)).unwrap(),
+        CompressedWeight::low_rank(&[5, 12], factors(5, INT6)).unwrap(),
+        CompressedWeight::low_rank(&[5, 3, 2, 2], factors(1, f16)).unwrap(),
+    ];
+    for layout in layouts() {
+        let base = int_weight(layout, 4, false, Granularity::Channel, Precision::F16);
+        weights.push(base.with_correction(factors(3, INT6)).unwrap());
+        weights.push(float_weight(layout, Precision::F32).with_correction(factors(1, f16)).unwrap());
+    }
+    weights
+}
+
 fn layouts() -> [LayoutKind; 4] {
     [LayoutKind::Dense, LayoutKind::Bitmask, pattern(2, 4), LayoutKind::CompressedRows]
 }
@@ -225,6 +269,7 @@ pub(crate) fn every_form() -> Vec<CompressedWeight> {
             }
         }
     }
+    weights.extend(low_rank_weights());
     weights
 }
 
@@ -262,7 +307,7 @@ fn two_of_four() -> Draft {
 #[test]
 fn every_layout_and_coding_reads_back_equal() {
     let weights = every_form();
-    assert_eq!(weights.len(), 4 * (3 + 5 * 18));
+    assert_eq!(weights.len(), 4 * (3 + 5 * 18) + 11);
     for weight in &weights {
         let file = draft(weight).file();
         let checkpoint = file.open().unwrap();
@@ -792,4 +837,76 @@ fn weights_beside_plain_tensors_keep_their_order() {
     assert_eq!(entry.class.to_string(), "linear");
     assert!(matches!(checkpoint.dense("fc.weight_packed"), Err(CheckpointError::Missing { .. })));
     assert_eq!(checkpoint.tensor("fc.weight_packed").unwrap().dtype, DType::I32);
+}
+
+#[test]
+fn factors_stand_where_the_documented_parts_say() {
+    let tensors = [
+        stored("w_shape", DType::I64, &[2], i64s(&[3, 2])),
+        stored("w_u", DType::F32, &[3, 1], f32s(&[1.0, 2.0, -3.0])),
+        stored("w_v", DType::F32, &[1, 2], f32s(&[0.5, 4.0])),
+    ];
+    let document = r#"{"version":1,"weights":{"w":{"shape":[3,2],"layout":"empty","kept":0,"coding":
+        {"type":"float","dtype":"F32"},"low_rank":{"rank":1,"coding":{"type":"float","dtype":"F32"}}}}}"#;
+    let file =
+        File::new(safetensors(&tensors, &BTreeMap::from([("tersor".to_owned(), document.to_owned())])));
+    let checkpoint = file.open().unwrap();
+    assert_eq!(checkpoint.dense("w").unwrap(), [0.5, 4.0, 1.0, 8.0, -1.5, -12.0]);
+    assert_eq!(checkpoint.entries()[0].describe(), "rank 1 × f32");
+}
+
+#[test]
+fn factors_that_do_not_fit_are_refused() {
+    let f16 = Coding::Float(Precision::F16);
+    let product = || draft(&CompressedWeight::low_rank(&[5, 12], factors(2, f16)).unwrap());
+    let corrected = || {
+        let base = int_weight(LayoutKind::Dense, 4, true, Granularity::Channel, Precision::F32);
+        draft(&base.with_correction(factors(2, INT6)).unwrap())
+    };
+    let float = json!({"type": "float", "dtype": "F16"});
+    let of_rank = |rank: Value| json!({"rank": rank, "coding": float});
+    let without = |draft: Draft, suffix: &str| {
+        let Draft { mut tensors, document } = draft;
+        tensors.retain(|tensor| tensor.name != format!("{NAME}{suffix}"));
+        Draft { tensors, document }
+    };
+    for (draft, parts) in [
+        (product().with("low_rank", of_rank(json!(3))), &["fc.weight_u", "[5, 2]", "[5, 3]"][..]),
+        (product().with("low_rank", of_rank(json!(0))), &["fc.weight", "rank 0", "5 × 12"]),
+        (product().with("low_rank", of_rank(json!(6))), &["fc.weight", "rank 6", "5 × 12"]),
+        (product().with("low_rank", of_rank(json!(-1))), &["fc.weight", "-1"]),
+        (product().with("low_rank", of_rank(json!(u64::MAX))), &["fc.weight", "rank 18446744073709551615"]),
+        (product().with("low_rank", Value::Null), &["fc.weight", "an empty layout"]),
+        (product().with("kept", json!(1)), &["fc.weight", "an empty layout"]),
+        (
+            product().with("coding", json!({"type": "float", "dtype": "F32"})),
+            &["fc.weight", "its own coding"],
+        ),
+        (product().with("shape", json!([5, 11])), &["fc.weight_shape", "[5, 12]", "[5, 11]"]),
+        (product().with("layout", json!("dense")), &["fc.weight", "expected 60, got 0"]),
+        (without(product(), "_u"), &["fc.weight", "fc.weight_u", "not there"]),
+        (without(corrected(), "_v_scale"), &["fc.weight", "fc.weight_v_scale", "not there"]),
+        (
+            product().with_part("_v", DType::F16, &[12, 2], vec![0; 48]),
+            &["fc.weight_v", "[12, 2]", "[2, 12]"],
+        ),
+        (product().with_part("_v", DType::F32, &[2, 12], vec![0; 96]), &["fc.weight_v", "F32", "F16"]),
+        (corrected().with("low_rank", of_rank(json!(2))), &["fc.weight", "fc.weight_u", "not there"]),
+        (corrected().with("input", json!({"dynamic": 3, "symmetric": true})), &["fc.weight"]),
+        (
+            product().with("input", json!({"dynamic": true, "symmetric": true})),
+            &["fc.weight", "integer codes"],
+        ),
+    ] {
+        let file = draft.file();
+        let error = file.open().and_then(|checkpoint| checkpoint.weight(NAME)).unwrap_err();
+        let error = tersor::one_line(&error);
+        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?}: {error}");
+    }
+    // a few bytes that ask for all memory there is
+    let huge = json!({"version": 1, "weights": {NAME: {"shape": [1 << 20, 1 << 20], "layout": "empty", "kept": 0,
+        "coding": float, "low_rank": of_rank(json!(1))}}});
+    let draft = Draft { document: huge, ..product() };
+    let error = tersor::one_line(&draft.file().open().unwrap_err());
+    assert!(error.contains("4194304 bytes"), "{error}");
 }

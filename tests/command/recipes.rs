@@ -29,7 +29,7 @@ fn files_that_are_no_recipes() {
     refused("[[step]\nquantize = 1", &[name, "recipe: TOML parse error at line 1"]);
     refused("", &[name, "has no [[step]]"]);
     refused("step = 3", &[name, "[[step]]"]);
-    refused("[[step]]", &[name, "step 1", "either `prune` or `quantize`"]);
+    refused("[[step]]", &[name, "step 1", "one of `prune`, `quantize` and `low_rank`"]);
     let source = folder(&mixed(DType::F32), None);
     let missing = source.path().join("missing.toml");
     let missing = missing.to_str().unwrap();

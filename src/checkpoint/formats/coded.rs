@@ -12,7 +12,7 @@ use crate::kernels::entropy::{EntropyError, Gaps, decode, encode, read_gaps};
 use crate::kernels::view::le_bytes;
 use crate::weight::{
     CodebookBits, Codebooks, Coding, CompressedWeight, Form, Granularity, InputForm, InputScales, Layout,
-    LayoutKind, Mask, NofM, PackedCodes, QuantizedInput, Scales, Values, WeightError,
+    LayoutKind, LowRank, Mask, NofM, PackedCodes, QuantizedInput, Scales, Values, WeightError,
 };
 
 /// What the tensor's name ends with.
@@ -40,6 +40,9 @@ pub(crate) fn check_hollow(form: &Form, bytes: usize) -> Result<(), WeightError>
         Coding::Codebook { bits, .. } => bits.entries(),
         _ => 1,
     };
+    for factor in form.factors().iter().flatten() {
+        check_hollow(factor, bytes)?;
+    }
     let tiles = form.grid().map_or(0, |grid| grid.len());
     let of_rows = if form.layout() == LayoutKind::CompressedRows { form.rows() } else { 0 };
     let elements = (form.rows() * form.cols()).max(tiles.saturating_mul(entries)).max(of_rows);
@@ -51,9 +54,19 @@ pub(crate) fn check_hollow(form: &Form, bytes: usize) -> Result<(), WeightError>
 
 /// Codes a weight.
 pub(crate) fn encode_weight(weight: &CompressedWeight) -> CodedWeight {
+    let mut bytes = Vec::new();
+    let mut bound =
+        if weight.form().layout() == LayoutKind::Empty { 0.0 } else { encode_kept(weight, &mut bytes) };
+    for factor in weight.factors().into_iter().flat_map(|factors| [factors.u(), factors.v()]) {
+        bound += encode_kept(factor, &mut bytes);
+    }
+    CodedWeight { bytes, bound }
+}
+
+/// Codes what a weight is without factors, and gives the bound.
+fn encode_kept(weight: &CompressedWeight, bytes: &mut Vec<u8>) -> f64 {
     let form = weight.form();
     let (rows, cols) = (form.rows(), form.cols());
-    let mut bytes = Vec::new();
     let all_codes = |codes: &PackedCodes| {
         let mut all = vec![0u8; form.kept()];
         if form.layout() == LayoutKind::Dense {
@@ -66,18 +79,18 @@ pub(crate) fn encode_weight(weight: &CompressedWeight) -> CodedWeight {
         all
     };
     let mut bound = match weight.values() {
-        Values::F32(v) => encode_planes(Precision::F32, &le_bytes(v), &mut bytes),
-        Values::F16(v) => encode_planes(Precision::F16, &le_bytes(v), &mut bytes),
-        Values::Bf16(v) => encode_planes(Precision::Bf16, &le_bytes(v), &mut bytes),
-        Values::F8 { codes, .. } => encode(codes, &mut bytes),
-        Values::Int { codes, .. } | Values::Codebook { codes, .. } => encode(&all_codes(codes), &mut bytes),
+        Values::F32(v) => encode_planes(Precision::F32, &le_bytes(v), bytes),
+        Values::F16(v) => encode_planes(Precision::F16, &le_bytes(v), bytes),
+        Values::Bf16(v) => encode_planes(Precision::Bf16, &le_bytes(v), bytes),
+        Values::F8 { codes, .. } => encode(codes, bytes),
+        Values::Int { codes, .. } | Values::Codebook { codes, .. } => encode(&all_codes(codes), bytes),
     };
     bound += match weight.layout() {
-        Layout::Dense => 0.0,
+        Layout::Dense | Layout::Empty => 0.0,
         Layout::NofM { pattern, positions } => {
             let mut all = vec![0u8; form.kept()];
             positions.unpack(0, 0, &mut all);
-            encode(&grouped(*pattern, &all), &mut bytes)
+            encode(&grouped(*pattern, &all), bytes)
         }
         layout => {
             let (mut gaps, mut columns) = (Gaps::default(), Vec::new());
@@ -89,7 +102,7 @@ pub(crate) fn encode_weight(weight: &CompressedWeight) -> CodedWeight {
                 }
             }
             // positions that stand together take less than their number alone says
-            gaps.write(&mut bytes).min(of_fraction(rows * cols, form.kept()))
+            gaps.write(bytes).min(of_fraction(rows * cols, form.kept()))
         }
     };
     let precision = precision_of(form.coding());
@@ -102,17 +115,17 @@ pub(crate) fn encode_weight(weight: &CompressedWeight) -> CodedWeight {
         encode(&codes.iter().map(|code| *code as u8).collect::<Vec<_>>(), bytes)
     };
     if let Some(scales) = weight.scales() {
-        bound += floats(scales.scales(), &mut bytes);
-        bound += scales.zero_points().map_or(0.0, |zeros| signed(zeros, &mut bytes));
+        bound += floats(scales.scales(), bytes);
+        bound += scales.zero_points().map_or(0.0, |zeros| signed(zeros, bytes));
     }
     if let Some(books) = weight.codebooks() {
-        bound += floats(books.values(), &mut bytes);
+        bound += floats(books.values(), bytes);
     }
     if let Some(QuantizedInput::Static(input)) = weight.input() {
-        bound += floats(&[input.scale()], &mut bytes);
-        bound += input.zero_point().map_or(0.0, |zero| signed(&[zero], &mut bytes));
+        bound += floats(&[input.scale()], bytes);
+        bound += input.zero_point().map_or(0.0, |zero| signed(&[zero], bytes));
     }
-    CodedWeight { bytes, bound }
+    bound
 }
 
 /// The one tensor that stores a weight entropy coded, whether or not that is smaller than
@@ -208,16 +221,23 @@ impl From<WeightError> for Fault {
 }
 
 /// What is left to be read of a weight.
-struct Parts<'a> {
-    bytes: &'a [u8],
-    form: &'a Form,
+struct Parts<'b, 'f> {
+    bytes: &'b [u8],
+    form: &'f Form,
 }
 
-impl Parts<'_> {
+impl Parts<'_, '_> {
     fn weight(&mut self) -> Result<CompressedWeight, Fault> {
         let form = self.form;
         let (rows, cols, kept) = (form.rows(), form.cols(), form.kept());
         let is_dense = form.layout() == LayoutKind::Dense;
+        if form.layout() == LayoutKind::Empty {
+            room::<f32>(rows * cols)?;
+            let factors = self.factors()?.ok_or(WeightError::Unsupported {
+                reason: "a form with neither values nor factors".into(),
+            })?;
+            return Ok(CompressedWeight::low_rank(form.shape(), factors)?);
+        }
         // whoever decodes it would fail where no error can be given
         if !is_dense && Vec::<f32>::new().try_reserve_exact(rows * cols).is_err() {
             return Err(Fault::Memory(4 * rows * cols));
@@ -270,7 +290,7 @@ impl Parts<'_> {
         }
         let weight = CompressedWeight::from_parts(form.shape(), layout, values)?;
         WeightError::check_len("kept values", kept, weight.form().kept())?;
-        Ok(match form.input() {
+        let weight = match form.input() {
             None => weight,
             Some(InputForm::Dynamic { symmetric }) => {
                 weight.with_input(QuantizedInput::Dynamic { symmetric })?
@@ -280,7 +300,23 @@ impl Parts<'_> {
                 let zero = if symmetric { None } else { Some(self.signed(1)?[0]) };
                 weight.with_input(QuantizedInput::Static(InputScales::new(scale, zero)?))?
             }
+        };
+        Ok(match self.factors()? {
+            Some(factors) => weight.with_correction(factors)?,
+            None => weight,
         })
+    }
+
+    /// The factors of a weight that has some.
+    fn factors(&mut self) -> Result<Option<LowRank>, Fault> {
+        let Some(forms) = self.form.factors() else { return Ok(None) };
+        let [u, v] = forms.each_ref().map(|form| {
+            let mut parts = Parts { bytes: self.bytes, form };
+            let factor = parts.weight();
+            self.bytes = parts.bytes;
+            factor
+        });
+        Ok(Some(LowRank::new(u?, v?)?))
     }
 
     fn symbols(&mut self, count: usize) -> Result<Vec<u8>, Fault> {
@@ -350,6 +386,7 @@ impl Parts<'_> {
         let end = (rows * cols) as u64;
         match form.layout() {
             LayoutKind::Dense => Ok(Layout::Dense),
+            LayoutKind::Empty => Ok(Layout::Empty),
             LayoutKind::NofM(pattern) => {
                 let (joined, bits) = (positions_in_symbol(pattern), pattern.position_bits());
                 let symbols = self.symbols(kept.div_ceil(joined))?;

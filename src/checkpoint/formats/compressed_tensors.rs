@@ -18,6 +18,9 @@ const VERSION: &str = "0.20.0";
 
 /// Why the format has no name for a form; `None` if it has one.
 pub(crate) fn why_not(form: &Form) -> Option<String> {
+    if let Some(factors) = form.low_rank() {
+        return Some(format!("it has no factors of low rank, and this weight has {factors}"));
+    }
     if form.layout() != LayoutKind::Dense {
         return Some(format!("it has no {} layout", form.layout()));
     }

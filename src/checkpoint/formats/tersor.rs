@@ -11,7 +11,9 @@ use super::super::CheckpointError;
 use super::super::header::UniqueMap;
 use super::coded::CODER;
 use crate::dtype::Precision;
-use crate::weight::{Bits, CodebookBits, Coding, Form, Granularity, InputForm, LayoutKind, NofM};
+use crate::weight::{
+    Bits, CodebookBits, Coding, Form, Granularity, InputForm, LayoutKind, LowRankForm, NofM,
+};
 
 /// The metadata's key.
 pub(crate) const KEY: &str = "tersor";
@@ -39,9 +41,18 @@ struct StoredForm {
     coding: StoredCoding,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     input: Option<StoredInput>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    low_rank: Option<StoredFactors>,
     /// The coder of one tensor that holds all parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     entropy: Option<String>,
+}
+
+/// Two factors.
+#[derive(Serialize, Deserialize)]
+struct StoredFactors {
+    rank: usize,
+    coding: StoredCoding,
 }
 
 /// How a weight stands in a file.
@@ -142,6 +153,24 @@ pub(super) fn read_metadata(
 }
 
 fn store(form: &Form) -> StoredForm {
+    let input = form.input().map(|input| match input {
+        InputForm::Dynamic { symmetric } => StoredInput { dynamic: true, symmetric },
+        InputForm::Static { symmetric } => StoredInput { dynamic: false, symmetric },
+    });
+    StoredForm {
+        entropy: None,
+        input,
+        shape: form.shape().to_vec(),
+        layout: form.layout().to_string(),
+        kept: form.kept(),
+        coding: store_coding(form.coding()),
+        low_rank: form
+            .low_rank()
+            .map(|LowRankForm { rank, coding }| StoredFactors { rank, coding: store_coding(coding) }),
+    }
+}
+
+fn store_coding(coding: Coding) -> StoredCoding {
     let precision = |p| match p {
         Precision::F32 => StoredPrecision::F32,
         Precision::F16 => StoredPrecision::F16,
@@ -153,33 +182,20 @@ fn store(form: &Form) -> StoredForm {
         Granularity::Group(group_size) => StoredGranularity::Group { group_size },
         Granularity::Block(rows, cols) => StoredGranularity::Block { block: [rows, cols] },
     };
-    let input = form.input().map(|input| match input {
-        InputForm::Dynamic { symmetric } => StoredInput { dynamic: true, symmetric },
-        InputForm::Static { symmetric } => StoredInput { dynamic: false, symmetric },
-    });
-    StoredForm {
-        entropy: None,
-        input,
-        shape: form.shape().to_vec(),
-        layout: form.layout().to_string(),
-        kept: form.kept(),
-        coding: match form.coding() {
-            Coding::Float(p) => StoredCoding::Float { dtype: precision(p) },
-            Coding::F8E4M3 { granularity: g, scales } => {
-                StoredCoding::F8E4M3 { granularity: granularity(g), scale_dtype: precision(scales) }
-            }
-            Coding::Int { bits, symmetric, granularity: g, scales } => StoredCoding::Int {
-                bits: bits.get(),
-                symmetric,
-                granularity: granularity(g),
-                scale_dtype: precision(scales),
-            },
-            Coding::Codebook { bits, granularity: g, values } => StoredCoding::Codebook {
-                bits: bits.get(),
-                granularity: granularity(g),
-                dtype: precision(values),
-            },
+    match coding {
+        Coding::Float(p) => StoredCoding::Float { dtype: precision(p) },
+        Coding::F8E4M3 { granularity: g, scales } => {
+            StoredCoding::F8E4M3 { granularity: granularity(g), scale_dtype: precision(scales) }
+        }
+        Coding::Int { bits, symmetric, granularity: g, scales } => StoredCoding::Int {
+            bits: bits.get(),
+            symmetric,
+            granularity: granularity(g),
+            scale_dtype: precision(scales),
         },
+        Coding::Codebook { bits, granularity: g, values } => {
+            StoredCoding::Codebook { bits: bits.get(), granularity: granularity(g), dtype: precision(values) }
+        }
     }
 }
 
@@ -192,6 +208,44 @@ fn storage(stored: &StoredForm) -> Result<Storage, String> {
 }
 
 fn load(stored: &StoredForm) -> Result<Form, String> {
+    let layout = match stored.layout.as_str() {
+        "dense" => LayoutKind::Dense,
+        "bitmask" => LayoutKind::Bitmask,
+        "rows" => LayoutKind::CompressedRows,
+        "empty" => LayoutKind::Empty,
+        other => other
+            .split_once(':')
+            .and_then(|(n, m)| NofM::new(n.parse().ok()?, m.parse().ok()?))
+            .map(LayoutKind::NofM)
+            .ok_or_else(|| format!("unknown layout `{other}`"))?,
+    };
+    let coding = load_coding(&stored.coding)?;
+    let input = stored.input.as_ref().map(|input| match *input {
+        StoredInput { dynamic: true, symmetric } => InputForm::Dynamic { symmetric },
+        StoredInput { dynamic: false, symmetric } => InputForm::Static { symmetric },
+    });
+    let factors = match &stored.low_rank {
+        Some(StoredFactors { rank, coding }) => {
+            Some(LowRankForm { rank: *rank, coding: load_coding(coding)? })
+        }
+        None => None,
+    };
+    let form = match (layout, factors) {
+        (LayoutKind::Empty, Some(factors)) if factors.coding == coding && stored.kept == 0 => {
+            Form::of_factors(&stored.shape, factors)
+        }
+        (LayoutKind::Empty, _) => {
+            return Err(
+                "an empty layout keeps no values, and has `low_rank` factors of its own coding".into()
+            );
+        }
+        (layout, factors) => Form::new(&stored.shape, layout, coding, stored.kept)
+            .and_then(|form| form.with_correction(factors)),
+    };
+    form.and_then(|form| form.with_input(input)).map_err(|e| e.to_string())
+}
+
+fn load_coding(stored: &StoredCoding) -> Result<Coding, String> {
     let precision = |p: &StoredPrecision| match p {
         StoredPrecision::F32 => Precision::F32,
         StoredPrecision::F16 => Precision::F16,
@@ -203,17 +257,7 @@ fn load(stored: &StoredForm) -> Result<Form, String> {
         StoredGranularity::Group { group_size } => Granularity::Group(*group_size),
         StoredGranularity::Block { block: [rows, cols] } => Granularity::Block(*rows, *cols),
     };
-    let layout = match stored.layout.as_str() {
-        "dense" => LayoutKind::Dense,
-        "bitmask" => LayoutKind::Bitmask,
-        "rows" => LayoutKind::CompressedRows,
-        other => other
-            .split_once(':')
-            .and_then(|(n, m)| NofM::new(n.parse().ok()?, m.parse().ok()?))
-            .map(LayoutKind::NofM)
-            .ok_or_else(|| format!("unknown layout `{other}`"))?,
-    };
-    let coding = match &stored.coding {
+    Ok(match stored {
         StoredCoding::Float { dtype } => Coding::Float(precision(dtype)),
         StoredCoding::F8E4M3 { granularity: g, scale_dtype } => {
             Coding::F8E4M3 { granularity: granularity(g), scales: precision(scale_dtype) }
@@ -229,11 +273,5 @@ fn load(stored: &StoredForm) -> Result<Form, String> {
             granularity: granularity(g),
             values: precision(dtype),
         },
-    };
-    let input = stored.input.as_ref().map(|input| match *input {
-        StoredInput { dynamic: true, symmetric } => InputForm::Dynamic { symmetric },
-        StoredInput { dynamic: false, symmetric } => InputForm::Static { symmetric },
-    });
-    let form = Form::new(&stored.shape, layout, coding, stored.kept);
-    form.and_then(|form| form.with_input(input)).map_err(|e| e.to_string())
+    })
 }

@@ -1,5 +1,7 @@
 //! Sums over the rows of a matrix of activations that calibration keeps: `XᵀX`, and what is weighted by it.
 
+mod wide;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -7,6 +9,8 @@ use rayon::prelude::*;
 use super::level::{Isa, multiversion};
 use super::matmul::panels::Aligned;
 use super::update::{self, Lanes, PANEL, add_outer, symmetric_product};
+
+pub(crate) use wide::gram_of_rows;
 
 /// Rows whose products are summed in `f32` before they are added to the `f64` sums.
 const TOKENS: usize = 256;

@@ -28,7 +28,7 @@ pub struct Epilogue<'a> {
 impl Epilogue<'_> {
     /// What becomes of the sum of an output.
     #[inline(always)]
-    pub(super) fn apply(&self, sum: f32, output: usize) -> f32 {
+    pub(crate) fn apply(&self, sum: f32, output: usize) -> f32 {
         let value = self.bias.map_or(sum, |bias| sum + bias[output]);
         // a comparison, because `max` would turn NaN into 0
         if self.relu && value < 0.0 { 0.0 } else { value }

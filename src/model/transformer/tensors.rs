@@ -73,7 +73,7 @@ impl Tensors<'_> {
     pub(super) fn head_of(&self, table: &Embedding) -> Result<Matrix, ModelError> {
         match table {
             Embedding::Mapped(matrix) => Ok(Matrix::Mapped(matrix.clone())),
-            Embedding::Compressed(weight) => Ok(Matrix::Packed(self.execution.packed(weight)?)),
+            Embedding::Compressed(weight) => Ok(Matrix::Packed(Box::new(self.execution.packed(weight)?))),
         }
     }
 
@@ -82,7 +82,7 @@ impl Tensors<'_> {
         let packed =
             |weight| self.execution.packed(weight).map_err(|error| self.error(name, error.to_string()));
         if let Some(weight) = self.overlay.get(name) {
-            return packed(weight).map(Matrix::Packed);
+            return packed(weight).map(|weight| Matrix::Packed(Box::new(weight)));
         }
         if let Some(matrix) = self.mapped(name, shape)? {
             return Ok(Matrix::Mapped(matrix));
@@ -93,7 +93,7 @@ impl Tensors<'_> {
         if let Ok(entry) = self.checkpoint.entry(name) {
             self.checkpoint.release_entry(entry);
         }
-        packed.map(Matrix::Packed)
+        packed.map(|weight| Matrix::Packed(Box::new(weight)))
     }
 
     /// A plain tensor where it is mapped.
