@@ -78,12 +78,7 @@ const RECIPES: [Recipe; 2] = [
         epochs: [5, 6, 10, 2],
         learning_rate: 0.04,
         l2: 1e-4,
-        sparsity: &[
-            ("conv1.weight", 0.3),
-            ("conv2.weight", 0.8),
-            ("fc1.weight", 0.96),
-            ("fc2.weight", 0.8),
-        ],
+        sparsity: &[("conv1.weight", 0.3), ("conv2.weight", 0.8), ("fc1.weight", 0.96), ("fc2.weight", 0.8)],
         bits: 4,
     },
 ];
