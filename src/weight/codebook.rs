@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::WeightError;
-use super::form::{Granularity, ScaleGrid};
+use super::granularity::{Granularity, ScaleGrid};
 use crate::dtype::Precision;
 
 /// Bits of a code that names a value of a codebook: 1 to 8.

@@ -9,6 +9,7 @@
 mod codebook;
 mod error;
 mod form;
+mod granularity;
 mod input;
 mod layout;
 mod low_rank;
@@ -25,7 +26,8 @@ use rayon::prelude::*;
 
 pub use codebook::{CodebookBits, Codebooks};
 pub use error::WeightError;
-pub use form::{Bits, Coding, Form, Granularity, LayoutKind, NofM, ScaleGrid, WeightBytes};
+pub use form::{Bits, Coding, Form, LayoutKind, NofM, WeightBytes};
+pub use granularity::{Granularity, ScaleGrid};
 pub use input::{InputForm, InputScales, QuantizedInput};
 pub use low_rank::{LowRank, LowRankForm};
 pub use mask::Mask;

@@ -1,6 +1,7 @@
 use half::{bf16, f16};
 
-use super::form::{Bits, Coding, Granularity, ScaleGrid};
+use super::form::{Bits, Coding};
+use super::granularity::{Granularity, ScaleGrid};
 use super::packed::PackedCodes;
 use super::{Codebooks, WeightError};
 use crate::dtype::Precision;
