@@ -6,8 +6,9 @@
 //! ```
 //!
 //! A network is trained, then pruned by magnitude along a cubic schedule while training goes on under the masks (Zhu & Gupta 2017), then
-//! trained some epochs more under the last masks. Meanwhile it learns from the softened answers that it gave when it was dense, and from
-//! the true labels. What is left of each weight is clustered into 16 values (k-means), which are
+//! trained some epochs more under the last masks. Meanwhile it learns from the true labels and from softened answers: LeNet-300-100 from
+//! those that it gave when it was dense, LeNet-5 from those of a teacher with the same layers, which was trained once on digits moved
+//! by up to two pixels. What is left of each weight is clustered into 16 values (k-means), which are
 //! trained in the place of the weights that share them, and stored with positions and codes entropy coded. That file is opened again and
 //! scored by tersor's executor.
 //!
@@ -61,6 +62,8 @@ struct Recipe {
     layers: &'static [Layer],
     /// Epochs of training, of pruning, under the last masks, and of the shared values.
     epochs: [usize; 4],
+    /// Epochs of a teacher that sees moved images; if 0, the dense network teaches what is left of it.
+    teacher: usize,
     learning_rate: f64,
     l2: f64,
     /// What share of each weight is pruned in the end.
@@ -74,6 +77,7 @@ const RECIPES: [Recipe; 2] = [
         name: "lenet-300-100",
         layers: LENET_300_100,
         epochs: [15, 15, 15, 3],
+        teacher: 0,
         learning_rate: 0.05,
         l2: 1e-4,
         sparsity: &[("fc1.weight", 0.965), ("fc2.weight", 0.91), ("fc3.weight", 0.7)],
@@ -83,9 +87,15 @@ const RECIPES: [Recipe; 2] = [
         name: "lenet-5",
         layers: LENET_5,
         epochs: [5, 6, 10, 2],
+        teacher: 12,
         learning_rate: 0.04,
         l2: 1e-4,
-        sparsity: &[("conv1.weight", 0.3), ("conv2.weight", 0.8), ("fc1.weight", 0.96), ("fc2.weight", 0.8)],
+        sparsity: &[
+            ("conv1.weight", 0.3),
+            ("conv2.weight", 0.75),
+            ("fc1.weight", 0.963),
+            ("fc2.weight", 0.8),
+        ],
         bits: 4,
     },
 ];
@@ -94,7 +104,7 @@ const BATCH: usize = 100;
 const HELD_OUT: usize = 5_000;
 /// Steps between two looks at the schedule.
 const PRUNE_EVERY: usize = 50;
-/// Share of the dense network's answers in the loss of what is left of it, and how soft these are made.
+/// Share of the teacher's answers in the loss of what is left of a network, and how soft these are made.
 const ALPHA: f32 = 0.9;
 const TEMPERATURE: f32 = 4.0;
 /// Learning rate of the shared values.
@@ -103,6 +113,7 @@ const CENTROID_RATE: f64 = 2e-4;
 struct Run<'a> {
     recipe: &'static Recipe,
     epochs: [usize; 4],
+    teacher: usize,
     data: &'a Dataset,
     test: &'a ImageSet,
 }
@@ -134,11 +145,16 @@ fn run() -> Result<()> {
         .into());
     }
     for recipe in RECIPES.iter().filter(|recipe| args.text("--only").is_none_or(|only| only == recipe.name)) {
-        let epochs = if args.has("--quick") { [1; 4] } else { recipe.epochs };
-        let run = Run { recipe, epochs, data: &data, test: &test };
+        let (epochs, teacher) = if args.has("--quick") {
+            ([1; 4], recipe.teacher.min(1))
+        } else {
+            (recipe.epochs, recipe.teacher)
+        };
+        let run = Run { recipe, epochs, teacher, data: &data, test: &test };
+        let teacher = (teacher > 0).then(|| run.teacher()).transpose()?;
         let start = Instant::now();
         let outcomes = (1..=seeds)
-            .map(|seed| run.seed(seed, &out.join(recipe.name)))
+            .map(|seed| run.seed(seed, teacher.as_ref(), &out.join(recipe.name)))
             .collect::<Result<Vec<Outcome>>>()?;
         let percent = |of: fn(&Outcome) -> f64| {
             format!("{} %", spread(&outcomes.iter().map(of).collect::<Vec<_>>(), 2))
@@ -163,8 +179,26 @@ fn run() -> Result<()> {
 }
 
 impl Run<'_> {
+    /// The logits that a network trained on moved images has for the training images as they are.
+    fn teacher(&self) -> Result<Tensor> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let (teacher, images) = (Network::new(self.recipe.layers, &mut rng)?, &self.data.training);
+        let config = SgdConfig { l2: self.recipe.l2, ..SgdConfig::default() };
+        let mut optimizer = Sgd::new(teacher.parameters.values().cloned().collect(), config)?;
+        let loss = |rows: &[usize], rng: &mut ChaCha8Rng| {
+            let batch = images.batch(rows, || View::moved(rng, 2))?;
+            Ok(CrossEntropy::new().forward(&teacher.forward(&batch.images)?, &batch.labels)?)
+        };
+        let phase = format!("{} teacher", self.recipe.name);
+        let trainer = Trainer::new(&phase, self.teacher, BATCH, self.recipe.learning_rate);
+        let validate = |_| self.validate(&teacher);
+        trainer.run(&teacher.parameters, &mut optimizer, images.len(), &mut rng, loss, validate)?;
+        println!("{phase}: {:.2} % errors", self.errors(&teacher)?);
+        teacher.logits(images)
+    }
+
     /// Trains, prunes, trains what is left for the codes that it is stored in, stores it, and asks the file.
-    fn seed(&self, seed: u64, out: &Path) -> Result<Outcome> {
+    fn seed(&self, seed: u64, teacher: Option<&Tensor>, out: &Path) -> Result<Outcome> {
         let recipe = self.recipe;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let network = Network::new(recipe.layers, &mut rng)?;
@@ -183,8 +217,11 @@ impl Run<'_> {
         let dense = self.errors(&network)?;
         replace(&network, &out.join(if seed == 1 { "dense".into() } else { format!("dense-{seed}") }))?;
 
-        // from here on the dense network teaches what is left of it
-        let answers = network.logits(&self.data.training)?;
+        // from here on a teacher helps, or else the dense network teaches what is left of it
+        let answers = match teacher {
+            Some(answers) => answers.clone(),
+            None => network.logits(&self.data.training)?,
+        };
         let distillation = KnowledgeDistillation::new(ALPHA, TEMPERATURE);
         let taught = |logits: &Tensor, rows: &[usize], batch: &Batch| {
             Ok(distillation.forward(logits, &of_rows(&answers, rows)?, &batch.labels)?)

