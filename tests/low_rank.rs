@@ -400,7 +400,7 @@ fn plans_say_what_stays_and_what_cannot_be() {
     for (name, part) in [
         ("rank0", "above 0"),
         ("rankx", "above 0"),
-        ("rank120%", "between 0 and 1"),
+        ("rank120%", "above 0 and below 1"),
         ("rank4+rank5", "a rank stands alone"),
         ("fp16+rank4", "a rank stands alone"),
         ("int4+rank50%", "such as rank32"),
@@ -409,7 +409,7 @@ fn plans_say_what_stays_and_what_cannot_be() {
         assert!(error.contains(part), "{name}: {error}");
     }
     for (text, part) in [
-        ("low_rank = {}", "needs one of `rank`, `energy` and `bytes`"),
+        ("low_rank = {}", "needs exactly one of `rank`, `energy` and `bytes`"),
         ("low_rank = { rank = 0 }", "at least 1"),
         ("low_rank = { rank = 3, energy = 0.5 }", "needs one of"),
         ("low_rank = { energy = 1.5 }", "share of energy is 1.5"),

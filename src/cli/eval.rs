@@ -24,6 +24,7 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
             Some(Activations::Float) => "float",
             Some(Activations::Int8(_)) => "int8",
         },
+        "int8_layers": int8_layers(&network),
         "data": args.task.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "threads": rayon::current_num_threads(),
         "sparse_layers": sparse_layers(&network).map(|(name, weight, rows)| json!({
@@ -34,8 +35,25 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
         })).collect::<Vec<_>>(),
         "scores": scores,
     });
-    output.print(&value, &table(&scores), &how_sparse(&network))?;
+    let asked = matches!(execution.activations, Some(Activations::Int8(_)));
+    output.print(&value, &table(&scores), &(how_many_int8(&network, asked) + &how_sparse(&network)))?;
     Ok(Outcome::Done)
+}
+
+/// How many layers round their activations to 8 bits.
+fn int8_layers(network: &Network) -> usize {
+    let layers = network.packed_layers();
+    layers.iter().filter(|(_, weight)| matches!(weight.activations(), Activations::Int8(_))).count()
+}
+
+/// The same in words; empty if there are none and none was asked for.
+fn how_many_int8(network: &Network, asked: bool) -> String {
+    match int8_layers(network) {
+        0 if asked => "\nno layer rounds its activations to 8 bits: none has weights of integers".to_owned(),
+        0 => String::new(),
+        1 => "\n1 layer, with weights of integers, rounds its activations to 8 bits".to_owned(),
+        layers => format!("\n{layers} layers, with weights of integers, round their activations to 8 bits"),
+    }
 }
 
 /// Layers that are stored sparsely, and the most rows of activations for which they leave zeros out.
@@ -57,9 +75,10 @@ fn how_sparse(network: &Network) -> String {
         }
     }
     let some = all - dense - always;
+    let rows = if most == 1 { "one row".to_owned() } else { format!("up to {most} rows") };
     let parts = [
         (always, "leave zeros out".to_owned()),
-        (some, format!("leave zeros out for up to {most} rows of activations, and run densely for more")),
+        (some, format!("leave zeros out for {rows} of activations, and run densely for more")),
         (dense, "run densely: faster at their sparsity".to_owned()),
     ];
     let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, how)| format!("{count} {how}"));

@@ -35,9 +35,9 @@ impl Rank {
     /// As many as fit in this share of the bytes that the weight takes as dense floats of the model's precision.
     ///
     /// # Errors
-    /// When the share is not between 0 and 1.
+    /// When the share is not above 0 and below 1.
     pub fn bytes(share: f64) -> Result<Self, MethodError> {
-        check("the share of bytes", share, share > 0.0 && share < 1.0, "between 0 and 1")?;
+        check("the share of bytes", share, share > 0.0 && share < 1.0, "above 0 and below 1")?;
         Ok(Self(Kind::Bytes(share)))
     }
 

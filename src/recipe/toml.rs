@@ -285,7 +285,12 @@ fn read_low_rank(fields: &Fields<'_>) -> Result<Factorize, RecipeError> {
         (Some(rank), None, None) => Rank::fixed(rank),
         (None, Some(share), None) => Rank::energy(share)?,
         (None, None, Some(share)) => Rank::bytes(share)?,
-        _ => return Err(RecipeError::value(&*fields.place, "needs one of `rank`, `energy` and `bytes`")),
+        _ => {
+            return Err(RecipeError::value(
+                &*fields.place,
+                "needs exactly one of `rank`, `energy` and `bytes`",
+            ));
+        }
     };
     let factorize = Factorize::new(rank).importance(read_importance(fields)?);
     Ok(read_factor_type(fields)?.map_or(factorize, |factor_type| factorize.factor_type(factor_type)))

@@ -1,5 +1,6 @@
 //! `eval`, `compare` and `demo` on networks and images.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -109,6 +110,26 @@ fn fixture_networks_know_fashion_and_compressed_ones_too() {
         let throughput = scores.iter().find(|score| score["metric"] == "samples_per_second").unwrap();
         assert!(throughput["value"].as_f64().unwrap() > 0.0);
         assert!(variants[1]["weight_ratio"].as_f64().unwrap() > 3.5, "{json}");
+    }
+}
+
+#[test]
+fn how_many_layers_take_8_bit_activations_is_said() {
+    let data = Folder::new();
+    let [images, labels] = first_images(&data, 20);
+    let source = fixtures().join("fashion-mlp");
+    let eval = |model: &Path, options: &[&str]| {
+        let task = args!["eval", model, "--task", "classify", "--images", images, "--labels", labels];
+        tersor(task.into_iter().chain(options.iter().map(OsString::from)))
+    };
+    let (_work, int8, _) = compressed(&source, &["--preset", "int8"]);
+    let asked = ["--activations", "int8"];
+    assert_contains(&eval(&source, &asked).quietly(), &["no layer rounds its activations to 8 bits"]);
+    assert_contains(&eval(&int8, &asked).quietly(), &["3 layers, with weights of integers, round"]);
+    assert!(!eval(&int8, &[]).quietly().contains("8 bits"));
+    for (model, layers) in [(&source, 0), (&int8, 3)] {
+        let json = eval(model, &["--activations", "int8", "--json"]).json();
+        assert_eq!(json["int8_layers"], layers, "{}", model.display());
     }
 }
 

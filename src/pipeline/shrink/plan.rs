@@ -90,11 +90,12 @@ impl<'a> ShrinkPlan<'a> {
     pub fn new(checkpoint: &'a Checkpoint, options: Shrink) -> Result<Self, PipelineError> {
         let refuse = |reason: String| PipelineError::Shrink { path: checkpoint.path().to_path_buf(), reason };
         for entry in checkpoint.entries() {
-            if let Stored::Compressed(form) = &entry.stored {
+            if let Stored::Compressed(_) = entry.stored {
                 return Err(refuse(format!(
-                    "tensor `{}` is {form}, and what is compressed is not taken apart; start from the original model, and \
+                    "tensor `{}` is {}, and what is compressed is not taken apart; start from the original model, and \
                      compress what comes out",
-                    entry.name
+                    entry.name,
+                    entry.describe()
                 )));
             }
         }
