@@ -411,7 +411,7 @@ fn plans_say_what_stays_and_what_cannot_be() {
     for (text, part) in [
         ("low_rank = {}", "needs exactly one of `rank`, `energy` and `bytes`"),
         ("low_rank = { rank = 0 }", "at least 1"),
-        ("low_rank = { rank = 3, energy = 0.5 }", "needs one of"),
+        ("low_rank = { rank = 3, energy = 0.5 }", "needs exactly one of"),
         ("low_rank = { energy = 1.5 }", "share of energy is 1.5"),
         ("low_rank = { rank = 3, dtype = \"int9\" }", "unknown dtype `int9`"),
         ("low_rank = { rank = 3, importance = \"input\" }", "did you mean `inputs`"),
