@@ -1,7 +1,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use super::product::{FactorType, Weighting, factors, scratch_bytes};
+use super::product::{FactorType, Weighting, factors, scratch_bytes, weighted};
 use crate::dtype::Precision;
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
 use crate::quantize::ValueImportance;
@@ -64,10 +64,7 @@ impl Corrected {
 
 impl Method for Corrected {
     fn name(&self) -> String {
-        let weighted = match self.importance {
-            ValueImportance::Equal => "",
-            ValueImportance::Inputs => "weighted ",
-        };
+        let weighted = weighted(self.importance);
         format!("{} + {weighted}rank {}", self.base.name(), self.rank)
     }
 
@@ -83,11 +80,7 @@ impl Method for Corrected {
     }
 
     fn needs(&self) -> Needs {
-        let own = match self.importance {
-            ValueImportance::Equal => Needs::Nothing,
-            ValueImportance::Inputs => Needs::Hessian,
-        };
-        self.base.needs().max(own)
+        self.base.needs().max(self.importance.needs())
     }
 
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 
 use super::Rank;
-use super::product::{FactorType, Weighting, factors, scratch_bytes};
+use super::product::{FactorType, Weighting, factors, scratch_bytes, weighted};
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
 use crate::quantize::ValueImportance;
 use crate::quantize::calibrated::{Found, Plain, comparison_bytes, hessian, keep_better};
@@ -66,10 +66,7 @@ impl Factorize {
 
 impl Method for Factorize {
     fn name(&self) -> String {
-        let weighted = match self.importance {
-            ValueImportance::Equal => "",
-            ValueImportance::Inputs => "weighted ",
-        };
+        let weighted = weighted(self.importance);
         format!("{weighted}SVD, {}", self.rank)
     }
 
@@ -78,10 +75,7 @@ impl Method for Factorize {
     }
 
     fn needs(&self) -> Needs {
-        match self.importance {
-            ValueImportance::Equal => Needs::Nothing,
-            ValueImportance::Inputs => Needs::Hessian,
-        }
+        self.importance.needs()
     }
 
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {

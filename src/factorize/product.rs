@@ -8,7 +8,7 @@ use crate::kernels::product::ColumnTiles;
 use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::quantize::factor::Factor;
-use crate::quantize::{FloatCast, RoundToNearest};
+use crate::quantize::{FloatCast, RoundToNearest, ValueImportance};
 use crate::weight::{Bits, Coding, LowRank};
 
 /// How the values of factors are written.
@@ -21,6 +21,14 @@ pub enum FactorType {
     Float(Precision),
     /// As symmetric integers with a scale for every row of each factor.
     Int(Bits),
+}
+
+/// What the name of a method says of the importance of its weights.
+pub(super) fn weighted(importance: ValueImportance) -> &'static str {
+    match importance {
+        ValueImportance::Equal => "",
+        ValueImportance::Inputs => "weighted ",
+    }
 }
 
 impl FactorType {

@@ -4,13 +4,13 @@ use std::collections::BinaryHeap;
 use rayon::prelude::*;
 
 use super::pattern::SparsityPattern;
-use super::plain::{magnitude_of, store};
+use super::plain::by_hessian;
 use crate::kernels::cholesky::solve_rows;
 use crate::kernels::level::Isa;
-use crate::kernels::reduce;
-use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
-use crate::quantize::calibrated::{Found, Plain, comparison_bytes, hessian, keep_better};
+use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
+use crate::quantize::calibrated::comparison_bytes;
 use crate::quantize::factor::Factor;
+use crate::quantize::sweep::Swept;
 use crate::weight::{Coding, Mask, NofM};
 
 /// Optimal brain compression: of every row drops one weight after the other, each time the one that the output misses least,
@@ -135,9 +135,7 @@ impl Method for Obc {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        Factor::check_damping(self.damping)?;
-        layer.check()?;
-        let (rows, cols) = (layer.rows(), layer.cols());
+        let cols = layer.cols();
         if cols > Self::MAX_FEATURES {
             return Err(MethodError::Option {
                 option: "the number of input features of a layer that OBC prunes",
@@ -145,29 +143,15 @@ impl Method for Obc {
                 expected: "at most 1024: its time grows with their cube for every row; use SparseGPT, which is made for more",
             });
         }
-        layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
-        let (stats, hessian) = hessian(layer, || self.name())?;
-        let weight = magnitude_of(layer, self.pattern.kept(rows, cols), self.pattern)?;
-        let plain = Plain { what: Alternative::Magnitude, weight };
-        let mut found = Found::new(plain.weight.clone());
-        if !layer.values.is_empty() {
-            let factor = Factor::new(hessian, cols, false, self.damping)?;
-            let inverse = inverse(&factor);
-            let (values, mask) = self.eliminate(layer, &inverse).ok_or_else(|| MethodError::Hessian {
-                size: cols,
-                damping: factor.damping,
-                reason: "its inverse is not positive definite any more when weights have gone".into(),
-            })?;
-            if reduce::first_non_finite(&values).is_some() {
-                // finite before: what it made good for was beyond the precision's largest
-                let (min, max) = reduce::min_max(layer.values)?;
-                return Err(MethodError::Range { min, max });
-            }
-            found.weight = store(layer, &mask, &values)?;
-            found.notes.extend(factor.note());
-            found.damping = factor.damping;
-        }
-        Ok(keep_better(layer, (stats, hessian), plain, found))
+        by_hessian(self, layer, self.pattern, self.damping, |factor| {
+            let (values, mask) =
+                self.eliminate(layer, &inverse(factor)).ok_or_else(|| MethodError::Hessian {
+                    size: cols,
+                    damping: factor.damping,
+                    reason: "its inverse is not positive definite any more when weights have gone".into(),
+                })?;
+            Ok(Swept { result: values, mask: Some(mask), squared_error: None })
+        })
     }
 }
 

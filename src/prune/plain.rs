@@ -1,9 +1,14 @@
-//! What the calibrated methods share: how a chosen pattern is stored, and the plain alternative.
+//! What the calibrated methods share: how a chosen pattern is stored, the plain alternative, and what is done around a search that
+//! goes by the Hessian.
 
 use super::magnitude::{MagnitudeThreshold, n_of_m_mask};
 use super::pattern::SparsityPattern;
-use crate::layer::{Layer, Method, MethodError};
+use crate::kernels::reduce;
+use crate::layer::{Alternative, Compressed, Layer, Method, MethodError};
 use crate::quantize::FloatCast;
+use crate::quantize::calibrated::{Found, Plain, hessian, keep_better};
+use crate::quantize::factor::Factor;
+use crate::quantize::sweep::Swept;
 use crate::weight::{CompressedWeight, LayoutKind, Mask};
 
 /// Stores, in the layer's layout and precision, what a mask keeps of some values.
@@ -39,4 +44,41 @@ pub(super) fn magnitude_of(
         }
     };
     store(layer, &mask, layer.values)
+}
+
+/// Prunes a layer by what `search` finds with the factor of its Hessian, or by magnitude, whichever serves the output better.
+///
+/// # Errors
+/// What is wrong with the layer, its statistics or the damping; what `search` returns; and values that go beyond the precision.
+pub(super) fn by_hessian(
+    method: &impl Method,
+    layer: &Layer<'_>,
+    pattern: SparsityPattern,
+    damping: f64,
+    search: impl FnOnce(&Factor) -> Result<Swept<Vec<f32>>, MethodError>,
+) -> Result<Compressed, MethodError> {
+    Factor::check_damping(damping)?;
+    layer.check()?;
+    let (rows, cols) = (layer.rows(), layer.cols());
+    layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
+    let (stats, hessian) = hessian(layer, || method.name())?;
+    let weight = magnitude_of(layer, pattern.kept(rows, cols), pattern)?;
+    let plain = Plain { what: Alternative::Magnitude, weight };
+    let mut found = Found::new(plain.weight.clone());
+    if !layer.values.is_empty() {
+        let factor = Factor::new(hessian, cols, false, damping)?;
+        let Swept { result: values, mask, squared_error } = search(&factor)?;
+        if reduce::first_non_finite(&values).is_some() {
+            // finite before: what it made good for was beyond the precision's largest
+            let (min, max) = reduce::min_max(layer.values)?;
+            return Err(MethodError::Range { min, max });
+        }
+        if let Some(mask) = mask {
+            found.weight = store(layer, &mask, &values)?;
+        }
+        found.squared_error = squared_error;
+        found.notes.extend(factor.note());
+        found.damping = factor.damping;
+    }
+    Ok(keep_better(layer, (stats, hessian), plain, found))
 }

@@ -1,10 +1,8 @@
 use super::pattern::SparsityPattern;
-use super::plain::{magnitude_of, store};
-use crate::kernels::reduce;
-use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
-use crate::quantize::calibrated::{Found, Plain, hessian, keep_better};
+use super::plain::by_hessian;
+use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
 use crate::quantize::factor::Factor;
-use crate::quantize::sweep::{self, Swept};
+use crate::quantize::sweep;
 use crate::weight::Coding;
 
 /// SparseGPT: goes through the columns, drops the weights that the output misses least, and lets later columns make good for it.
@@ -92,31 +90,8 @@ impl Method for SparseGpt {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        Factor::check_damping(self.damping)?;
-        layer.check()?;
-        let (rows, cols) = (layer.rows(), layer.cols());
-        layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;
-        let (stats, hessian) = hessian(layer, || self.name())?;
-        let weight = magnitude_of(layer, self.pattern.kept(rows, cols), self.pattern)?;
-        let plain = Plain { what: Alternative::Magnitude, weight };
-        let mut found = Found::new(plain.weight.clone());
-        if !layer.values.is_empty() {
-            let factor = Factor::new(hessian, cols, false, self.damping)?;
-            let Swept { result: values, mask, squared_error } =
-                sweep::to_values(layer, &factor, self.pattern)?;
-            if reduce::first_non_finite(&values).is_some() {
-                // finite before: what it made good for was beyond the precision's largest
-                let (min, max) = reduce::min_max(layer.values)?;
-                return Err(MethodError::Range { min, max });
-            }
-            found.weight = match mask {
-                Some(mask) => store(layer, &mask, &values)?,
-                None => found.weight,
-            };
-            found.squared_error = squared_error;
-            found.notes.extend(factor.note());
-            found.damping = factor.damping;
-        }
-        Ok(keep_better(layer, (stats, hessian), plain, found))
+        by_hessian(self, layer, self.pattern, self.damping, |factor| {
+            sweep::to_values(layer, factor, self.pattern)
+        })
     }
 }

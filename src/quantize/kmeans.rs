@@ -51,6 +51,16 @@ pub enum ValueImportance {
     Inputs,
 }
 
+impl ValueImportance {
+    /// What must be known of the inputs.
+    pub(crate) fn needs(self) -> Needs {
+        match self {
+            Self::Equal => Needs::Nothing,
+            Self::Inputs => Needs::Hessian,
+        }
+    }
+}
+
 impl KMeans {
     /// Codebooks of `2^bits` values, one for every row.
     pub fn new(bits: CodebookBits) -> Self {
@@ -218,10 +228,7 @@ impl Method for KMeans {
     }
 
     fn needs(&self) -> Needs {
-        match self.importance {
-            ValueImportance::Equal => Needs::Nothing,
-            ValueImportance::Inputs => Needs::Hessian,
-        }
+        self.importance.needs()
     }
 
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {

@@ -1,4 +1,5 @@
 use super::axis::Axis;
+use super::frame::Frame;
 use super::svg::{Drawing, text_width};
 
 /// Several curves over the same axis.
@@ -45,7 +46,7 @@ const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 450.0;
 const TOP: f64 = 58.0;
 const BOTTOM: f64 = 48.0;
-const FONT: f64 = 12.0;
+const NAME_FONT: f64 = 12.0;
 /// Height of a name at the right.
 const LINE: f64 = 16.0;
 const COLOURS: usize = 8;
@@ -62,30 +63,18 @@ impl LinePlot {
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
         let x_axis = Axis::over(points().map(|p| p[0]), f64::INFINITY, 11);
         let y_axis = Axis::over(points().map(|p| p[1]), f64::INFINITY, 9);
-        let widest =
-            |texts: &mut dyn Iterator<Item = String>| texts.map(|t| text_width(&t, FONT)).fold(0.0, f64::max);
-        let left = widest(&mut y_axis.ticks.iter().map(|t| y_axis.label(*t))) + 14.0;
-        let names = WIDTH - widest(&mut self.curves.iter().map(|curve| curve.name.clone()));
-        let (right, bottom) = (names - 40.0, HEIGHT - BOTTOM);
-        let x = |value: f64| left + x_axis.at(value) * (right - left);
-        let y = |value: f64| bottom - y_axis.at(value) * (bottom - TOP);
-
-        for tick in &y_axis.ticks {
-            drawing.line("grid", [left, y(*tick)], [right, y(*tick)]);
-            drawing.text("muted", "end", [left - 9.0, y(*tick) + 4.0], &y_axis.label(*tick));
-        }
-        drawing.line("axis", [left, bottom], [right, bottom]);
-        for tick in &x_axis.ticks {
-            drawing.line("axis", [x(*tick), bottom], [x(*tick), bottom + 5.0]);
-            drawing.text("muted", "middle", [x(*tick), bottom + 19.0], &x_axis.label(*tick));
-        }
+        let widest = self.curves.iter().map(|curve| text_width(&curve.name, NAME_FONT)).fold(0.0, f64::max);
+        let names = WIDTH - widest;
+        let frame = Frame::new(x_axis, y_axis, names - 40.0, [TOP, HEIGHT - BOTTOM]);
+        let (right, bottom) = (frame.right, frame.bottom);
+        frame.draw(&mut drawing);
         drawing.text("strong", "start", [0.0, 14.0], &self.title);
         drawing.text("muted", "start", [0.0, 34.0], &self.y);
         drawing.text("muted", "end", [right, bottom + 38.0], &self.x);
 
         let class = |curve: &Curve| format!("c{} d{}", curve.group.0 % COLOURS, curve.group.1 % PATTERNS);
         for curve in &self.curves {
-            let places: Vec<[f64; 2]> = curve.points.iter().map(|p| [x(p[0]), y(p[1])]).collect();
+            let places: Vec<[f64; 2]> = curve.points.iter().map(|p| [frame.x(p[0]), frame.y(p[1])]).collect();
             drawing.path(&format!("curve {}", class(curve)), &places);
             for (place, point) in places.iter().zip(&curve.points) {
                 let hover = format!("{}: {} at {}", curve.name, point[1], point[0]);
@@ -96,7 +85,7 @@ impl LinePlot {
         let mut ends: Vec<([f64; 2], &Curve)> = self
             .curves
             .iter()
-            .filter_map(|curve| curve.points.last().map(|p| ([x(p[0]), y(p[1])], curve)))
+            .filter_map(|curve| curve.points.last().map(|p| ([frame.x(p[0]), frame.y(p[1])], curve)))
             .collect();
         ends.sort_by(|a, b| a.0[1].total_cmp(&b.0[1]));
         let heights = spread(&ends.iter().map(|(end, _)| end[1]).collect::<Vec<_>>(), LINE, [TOP, bottom]);

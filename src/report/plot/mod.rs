@@ -3,6 +3,7 @@
 mod axis;
 mod blocks;
 mod figures;
+mod frame;
 mod heatmap;
 mod labels;
 mod lines;

@@ -1,4 +1,5 @@
 use super::axis::Axis;
+use super::frame::Frame;
 use super::labels::{Rect, place};
 use super::svg::{Drawing, text_width};
 use crate::evaluate::Better;
@@ -49,21 +50,10 @@ pub(super) fn scatter(name: &str, title: String, axes: &Axes<'_>, points: &[Poin
     });
     let log_from = if axes.better == Better::Lower { LOG_FROM_QUALITY } else { f64::INFINITY };
     let y_axis = Axis::over(values, log_from, 7);
-    let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-    let widest = y_axis.ticks.iter().map(|t| text_width(&y_axis.label(*t), FONT)).fold(0.0, f64::max);
-    let left = widest + 14.0;
-    let x = |value: f64| left + x_axis.at(value) * (right - left);
-    let y = |value: f64| bottom - y_axis.at(value) * (bottom - TOP);
-
-    for tick in &y_axis.ticks {
-        drawing.line("grid", [left, y(*tick)], [right, y(*tick)]);
-        drawing.text("muted", "end", [left - 9.0, y(*tick) + 4.0], &y_axis.label(*tick));
-    }
-    drawing.line("axis", [left, bottom], [right, bottom]);
-    for tick in &x_axis.ticks {
-        drawing.line("axis", [x(*tick), bottom], [x(*tick), bottom + 5.0]);
-        drawing.text("muted", "middle", [x(*tick), bottom + 19.0], &x_axis.label(*tick));
-    }
+    let frame = Frame::new(x_axis, y_axis, WIDTH - RIGHT, [TOP, HEIGHT - BOTTOM]);
+    let (left, right, bottom) = (frame.left, frame.right, frame.bottom);
+    let (x, y) = (|value: f64| frame.x(value), |value: f64| frame.y(value));
+    frame.draw(&mut drawing);
     drawing.text("strong", "end", [right, bottom + 38.0], axes.x);
     drawing.text("strong", "start", [0.0, 14.0], axes.y);
     legend(&mut drawing, points.iter().any(|p| p.interval.is_some()));
