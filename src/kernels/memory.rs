@@ -47,3 +47,10 @@ pub(crate) fn room<T>(len: usize) -> Vec<T> {
     prefer_large_pages(room.spare_capacity_mut());
     room
 }
+
+/// The same values elsewhere.
+pub(crate) fn copy(values: &[f32]) -> Vec<f32> {
+    let mut copy = room(values.len());
+    copy.extend_from_slice(values);
+    copy
+}

@@ -33,6 +33,7 @@ pub(crate) mod slab;
 pub(crate) mod softmax;
 pub(crate) mod spare;
 pub(crate) mod symmetric;
+pub(crate) mod transpose;
 pub(crate) mod update;
 pub(crate) mod view;
 

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::level::Isa;
-use super::update::{PANEL, TILE, Tile, add_product, transposed};
+use super::transpose::transposed;
+use super::update::{PANEL, TILE, Tile, add_product};
 
 /// Rows of the right matrix that are gone through at a time: as many of 32 rows of the left one stay in the first-level cache.
 pub(super) const DEPTH: usize = 256;
@@ -70,7 +71,7 @@ impl ColumnTiles {
         }
         let mut sums: Vec<Tile> = vec![[0.0; TILE * PANEL]; cols.div_ceil(TILE)];
         for (x, out) in x.chunks(PANEL * depth).zip(out.chunks_mut(PANEL * cols)) {
-            let lanes = transposed(x, depth);
+            let lanes = transposed(isa, x, depth);
             sums.fill([0.0; TILE * PANEL]);
             for (block, lanes) in lanes.chunks(DEPTH * PANEL).enumerate() {
                 let (from, len) = (block * DEPTH * TILE, lanes.len() / PANEL * TILE);

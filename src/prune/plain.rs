@@ -3,29 +3,33 @@
 
 use super::magnitude::{MagnitudeThreshold, n_of_m_mask};
 use super::pattern::SparsityPattern;
+use crate::dtype::Precision;
+use crate::kernels::memory::copy;
 use crate::kernels::reduce;
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError};
 use crate::quantize::FloatCast;
 use crate::quantize::calibrated::{Found, Plain, hessian, keep_better};
 use crate::quantize::factor::Factor;
 use crate::quantize::sweep::Swept;
-use crate::weight::{CompressedWeight, LayoutKind, Mask};
+use crate::weight::{CompressedWeight, Layout, LayoutKind, Mask, Values};
 
-/// Stores, in the layer's layout and precision, what a mask keeps of some values.
+/// Stores, in the layer's layout and precision, what a mask keeps of some finite values.
 ///
 /// # Errors
 /// When a value is beyond the precision's largest, or the layout does not hold such a mask.
-pub(super) fn store(layer: &Layer<'_>, mask: &Mask, values: &[f32]) -> Result<CompressedWeight, MethodError> {
-    let zeroed;
-    let mut values = values;
+pub(super) fn store(
+    layer: &Layer<'_>,
+    mask: &Mask,
+    mut values: Vec<f32>,
+) -> Result<CompressedWeight, MethodError> {
     if layer.layout == LayoutKind::Dense {
         // the other layouts leave out what is dropped
-        let mut all = values.to_vec();
-        mask.apply(&mut all)?;
-        zeroed = all;
-        values = &zeroed;
+        mask.apply(&mut values)?;
+        if layer.precision == Precision::F32 {
+            return Ok(CompressedWeight::from_parts(layer.shape, Layout::Dense, Values::F32(values))?);
+        }
     }
-    let kept = Layer { values, mask: Some(mask), ..*layer };
+    let kept = Layer { values: &values, mask: Some(mask), ..*layer };
     Ok(FloatCast::to(layer.precision).compress(&kept)?.weight)
 }
 
@@ -43,7 +47,7 @@ pub(super) fn magnitude_of(
             MagnitudeThreshold::of(drop, &[layer.values]).next_mask(rows, cols, layer.values)?
         }
     };
-    store(layer, &mask, layer.values)
+    store(layer, &mask, copy(layer.values))
 }
 
 /// Prunes a layer by what `search` finds with the factor of its Hessian, or by magnitude, whichever serves the output better.
@@ -64,21 +68,20 @@ pub(super) fn by_hessian(
     let (stats, hessian) = hessian(layer, || method.name())?;
     let weight = magnitude_of(layer, pattern.kept(rows, cols), pattern)?;
     let plain = Plain { what: Alternative::Magnitude, weight };
-    let mut found = Found::new(plain.weight.clone());
-    if !layer.values.is_empty() {
-        let factor = Factor::new(hessian, cols, false, damping)?;
-        let Swept { result: values, mask, squared_error } = search(&factor)?;
-        if reduce::first_non_finite(&values).is_some() {
-            // finite before: what it made good for was beyond the precision's largest
-            let (min, max) = reduce::min_max(layer.values)?;
-            return Err(MethodError::Range { min, max });
-        }
-        if let Some(mask) = mask {
-            found.weight = store(layer, &mask, &values)?;
-        }
-        found.squared_error = squared_error;
-        found.notes.extend(factor.note());
-        found.damping = factor.damping;
+    if layer.values.is_empty() {
+        let found = Found::new(plain.weight.clone());
+        return Ok(keep_better(layer, (stats, hessian), plain, found));
     }
+    let factor = Factor::new(hessian, cols, false, damping)?;
+    let Swept { result: values, mask, squared_error } = search(&factor)?;
+    if reduce::first_non_finite(&values).is_some() {
+        // finite before: what it made good for was beyond the precision's largest
+        let (min, max) = reduce::min_max(layer.values)?;
+        return Err(MethodError::Range { min, max });
+    }
+    let mask = mask.unwrap_or_else(|| Mask::keep_all(rows, cols));
+    let weight = store(layer, &mask, values)?;
+    let (damping, notes) = (factor.damping, factor.note().into_iter().collect());
+    let found = Found { weight, damping, notes, squared_error };
     Ok(keep_better(layer, (stats, hessian), plain, found))
 }

@@ -85,8 +85,8 @@ impl Method for SparseGpt {
     }
 
     fn scratch_bytes(&self, shape: &[usize]) -> u64 {
-        // values twice, what is kept of them, and the same by magnitude; both masks
-        sweep::scratch_bytes(shape, 4 * size_of::<f32>() + 1)
+        // what is kept, and the same by magnitude; both masks
+        sweep::scratch_bytes(shape, 2 * size_of::<f32>() + 1)
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {

@@ -2,6 +2,7 @@ use rayon::prelude::*;
 
 use super::pattern::SparsityPattern;
 use super::plain::{magnitude_of, store};
+use crate::kernels::memory::copy;
 use crate::kernels::select;
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
 use crate::quantize::calibrated::{Found, Plain, comparison_bytes, keep_better, statistics};
@@ -113,7 +114,7 @@ impl Method for Wanda {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        let found = store(layer, &self.mask(layer)?, layer.values)?;
+        let found = store(layer, &self.mask(layer)?, copy(layer.values))?;
         let stats = statistics(layer, || self.name())?;
         let Some(hessian) = stats.hessian() else { return Ok(Compressed::plain(found)) };
         let weight = magnitude_of(layer, self.kept(layer.rows(), layer.cols()), self.pattern)?;

@@ -17,6 +17,8 @@ pub(crate) struct Factor {
     pub(crate) upper: Vec<f32>,
     /// Numbers of the columns in the order of their turn.
     pub(crate) order: Vec<usize>,
+    /// Whether that is from left to right.
+    pub(crate) in_order: bool,
     /// Fraction of the mean diagonal that was added.
     pub(crate) damping: f64,
     /// What was added, and what dead channels have been given.
@@ -88,7 +90,8 @@ impl Factor {
             let added = diagonal.map(|(with, j)| with - hessian[j * (size + 1)]).collect();
             let dead = order.iter().map(|j| hessian[j * (size + 1)] <= 0.0).collect();
             let Err(pivot) = factor_upper(Isa::current(), &mut upper, size) else {
-                return Ok(Self { upper, order, damping, added, dead, asked });
+                let in_order = order.is_sorted();
+                return Ok(Self { upper, order, in_order, damping, added, dead, asked });
             };
             damping = *DAMPING.iter().find(|next| **next > damping).ok_or_else(|| failed(damping, &pivot))?;
         }
@@ -97,11 +100,6 @@ impl Factor {
     /// Input features.
     pub(crate) fn size(&self) -> usize {
         self.order.len()
-    }
-
-    /// Whether columns have their turn from left to right.
-    pub(crate) fn is_in_order(&self) -> bool {
-        self.order.is_sorted()
     }
 
     /// What the output loses, as a square root, for each unit of a weight that is dropped when its column's turn comes, if later

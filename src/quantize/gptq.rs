@@ -1,11 +1,10 @@
-use rayon::prelude::*;
-
 use super::affine::Affine;
 use super::calibrated::{self, Found, Plain};
 use super::factor::Factor;
 use super::observer::Observer;
 use super::round::{self, CodeType, RoundToNearest};
 use super::sweep::{self, Codes, Swept};
+use crate::kernels::mask::as_signed;
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError, Needs};
 use crate::prune::{Magnitude, SparsityPattern};
 use crate::weight::{Bits, Coding, CompressedWeight, DenseValues, Granularity, Mask, Scales};
@@ -146,10 +145,7 @@ impl Gptq {
         let encode = |values| CompressedWeight::encode(layer.shape, layer.layout, mask, values);
         let weight = match self.rounding.code_type() {
             CodeType::F8E4M3 => encode(DenseValues::F8E4M3(codes, &scales))?,
-            CodeType::Int { bits, .. } => {
-                let signed: Vec<i8> = codes.par_iter().map(|code| *code as i8).collect();
-                encode(DenseValues::Int(bits, &signed, &scales))?
-            }
+            CodeType::Int { bits, .. } => encode(DenseValues::Int(bits, as_signed(codes), &scales))?,
         };
         round::check_range(layer, &weight)?;
         Ok(weight)
@@ -184,17 +180,17 @@ impl Method for Gptq {
         let (stats, hessian) = calibrated::hessian(layer, || self.name())?;
         // this also checks the weights, the mask and the observer
         let plain = self.plain(layer)?;
-        let mut found = Found::new(plain.weight.clone());
-        if !layer.values.is_empty() {
-            let factor = Factor::new(hessian, layer.cols(), self.act_order, self.damping)?;
-            let codes = Codes { rounding: &self.rounding, dynamic: self.dynamic_group() };
-            let Swept { result: (codes, tiles), mask, squared_error } =
-                sweep::to_codes(layer, &factor, codes, self.pruning)?;
-            found.weight = self.encode(layer, mask.as_ref().or(layer.mask), &codes, &tiles)?;
-            found.squared_error = squared_error;
-            found.notes.extend(factor.note());
-            found.damping = factor.damping;
+        if layer.values.is_empty() {
+            let found = Found::new(plain.weight.clone());
+            return Ok(calibrated::keep_better(layer, (stats, hessian), plain, found));
         }
+        let factor = Factor::new(hessian, layer.cols(), self.act_order, self.damping)?;
+        let codes = Codes { rounding: &self.rounding, dynamic: self.dynamic_group() };
+        let Swept { result: (codes, tiles), mask, squared_error } =
+            sweep::to_codes(layer, &factor, codes, self.pruning)?;
+        let weight = self.encode(layer, mask.as_ref().or(layer.mask), &codes, &tiles)?;
+        let (damping, notes) = (factor.damping, factor.note().into_iter().collect());
+        let found = Found { weight, damping, notes, squared_error };
         Ok(calibrated::keep_better(layer, (stats, hessian), plain, found))
     }
 }

@@ -8,12 +8,15 @@ use super::affine::Affine;
 use super::calibrated::comparison_bytes;
 use super::factor::Factor;
 use super::round::RoundToNearest;
+use crate::kernels::cholesky;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::panels::Aligned;
+use crate::kernels::memory::zeros;
 use crate::kernels::quantize::feedback::{
     CodeColumns, Feedback, Squares, Target, expected_weights, round_with_feedback,
 };
 use crate::kernels::select;
+use crate::kernels::transpose::{from_lanes, to_lanes};
 use crate::kernels::update::{self, Lanes, PANEL};
 use crate::layer::{Layer, MethodError};
 use crate::prune::{Sparsity, SparsityPattern, n_of_m_mask};
@@ -23,14 +26,15 @@ use crate::weight::{Mask, NofM, ScaleGrid};
 /// unstructured pruning chooses, which does.
 pub(crate) const BLOCK: usize = 128;
 
-/// Bytes that a sweep over a layer of this shape takes, and comparing its result: the factor and a block of it, and so many bytes
-/// of results for every weight. Errors are gone when results are compared.
+/// Bytes that a sweep over a layer of this shape takes, and comparing its result: the factor and some columns of it, what waits of a
+/// block, and so many bytes of results for every weight. Errors are gone when results are compared.
 pub(crate) fn scratch_bytes(shape: &[usize], of_weight: usize) -> u64 {
     let cols: usize = shape.iter().skip(1).product();
     let values: usize = shape.iter().product();
-    let factor = (cols * cols + (BLOCK + update::TILE) * cols) * size_of::<f32>();
     let rows = shape.first().copied().unwrap_or(1);
-    (factor + values * of_weight + comparison_bytes(rows, cols)) as u64
+    let factor = (cols * cols + cholesky::STEP.max(BLOCK + update::TILE) * cols) * size_of::<f32>();
+    let waiting = 3 * BLOCK.min(cols) * rows * size_of::<f32>();
+    (factor + waiting + values * of_weight + comparison_bytes(rows, cols)) as u64
 }
 
 /// How weights become codes.
@@ -69,14 +73,14 @@ pub(crate) fn to_codes(
     let tiles = if dynamic.is_some() { Vec::new() } else { rounding.affine_of_tiles(layer, grid)? };
     let choice = Choice::new(layer, factor, dynamic, pruning)?;
     let shared = Shared { layer, factor, coding: Some(Coding { rounding, grid, dynamic }), choice };
+    let mut codes = vec![0; layer.values.len()];
     let mut errors = errors_of(&shared);
-    let mut all = sweep(&shared, &tiles, &mut errors);
-    let codes = in_rows(&all, &shared, |rows| match &rows.made {
-        Made::Codes { codes, .. } => codes,
-        Made::Values(_) => &[],
-    });
+    let parts = codes.chunks_mut(PANEL * layer.cols()).enumerate();
+    let made = parts.map(|(panel, codes)| Made::codes(codes, (panel * PANEL, layer.rows()), &tiles, grid));
+    let mut all = sweep(&shared, made.collect(), &mut errors);
     let tiles = if dynamic.is_some() { dynamic_tiles(&mut all, grid)? } else { tiles };
-    Ok(finish(&all, &shared, (codes, tiles)))
+    let (mask, squared_error) = finish(&all, &shared);
+    Ok(Swept { result: (codes, tiles), mask, squared_error })
 }
 
 /// Prunes a layer that has weights; those that are kept have the layer's precision.
@@ -90,13 +94,12 @@ pub(crate) fn to_values(
 ) -> Result<Swept<Vec<f32>>, MethodError> {
     let choice = Choice::new(layer, factor, None, Some(pruning))?;
     let shared = Shared { layer, factor, coding: None, choice };
+    let mut values = zeros(layer.values.len());
     let mut errors = errors_of(&shared);
-    let all = sweep(&shared, &[], &mut errors);
-    let values = in_rows(&all, &shared, |rows| match &rows.made {
-        Made::Values(values) => values,
-        Made::Codes { .. } => &[],
-    });
-    Ok(finish(&all, &shared, values))
+    let made = values.chunks_mut(PANEL * layer.cols()).map(Made::Values);
+    let all = sweep(&shared, made.collect(), &mut errors);
+    let (mask, squared_error) = finish(&all, &shared);
+    Ok(Swept { result: values, mask, squared_error })
 }
 
 /// Room for the errors of all weights.
@@ -105,8 +108,8 @@ fn errors_of(shared: &Shared<'_>) -> Aligned {
     Aligned::zeroed(rows.next_multiple_of(PANEL) * cols * size_of::<f32>())
 }
 
-/// Goes through all columns of a layer; `tiles` are the scales that are known before.
-fn sweep<'a>(shared: &'a Shared<'a>, tiles: &[Affine], errors: &'a mut Aligned) -> Vec<Rows<'a>> {
+/// Goes through all columns of a layer; `made` is what every 32 rows become.
+fn sweep<'a>(shared: &'a Shared<'a>, made: Vec<Made<'a>>, errors: &'a mut Aligned) -> Vec<Rows<'a>> {
     let cols = shared.factor.size();
     // neither groups with a scale nor neighbours of a pattern cross from one block into the next
     let unit = match (shared.dynamic(), &shared.choice) {
@@ -114,19 +117,20 @@ fn sweep<'a>(shared: &'a Shared<'a>, tiles: &[Affine], errors: &'a mut Aligned) 
         (dynamic, _) => dynamic.unwrap_or(1),
     };
     let block = (BLOCK / unit).max(1).saturating_mul(unit).min(cols);
-    let errors = errors.words_mut().par_chunks_exact_mut(PANEL * cols).enumerate();
-    let mut all: Vec<Rows<'_>> =
-        errors.map(|(panel, errors)| Rows::new(shared, panel * PANEL, tiles, errors)).collect();
+    let errors = errors.words_mut().chunks_exact_mut(PANEL * cols);
+    let of_panel = |(panel, (errors, made))| Rows::new(shared, panel * PANEL, made, errors);
+    let mut all: Vec<Rows<'_>> = errors.zip(made).enumerate().map(of_panel).collect();
     update::sweep(Isa::current(), &shared.factor.upper, cols, block, &mut all);
     all
 }
 
-fn finish<T>(all: &[Rows<'_>], shared: &Shared<'_>, result: T) -> Swept<T> {
+/// What was chosen, and the squared error.
+fn finish(all: &[Rows<'_>], shared: &Shared<'_>) -> (Option<Mask>, Option<f64>) {
     let mask = match &shared.choice {
         Choice::Given(mask) => mask.clone(),
         Choice::Blocks(_) | Choice::Neighbours(_) => Some(chosen_mask(all, shared)),
     };
-    Swept { result, mask, squared_error: squared_error(all) }
+    (mask, squared_error(all))
 }
 
 /// How weights become codes, and the tiles that share a scale.
@@ -158,7 +162,7 @@ impl Choice {
             Some(SparsityPattern::Unstructured(sparsity)) => return Ok(Self::Blocks(sparsity)),
             Some(SparsityPattern::NofM(pattern)) => pattern,
         };
-        if factor.is_in_order() && dynamic.is_none_or(|group| group.is_multiple_of(pattern.m())) {
+        if factor.in_order && dynamic.is_none_or(|group| group.is_multiple_of(pattern.m())) {
             return Ok(Self::Neighbours(pattern));
         }
         // neighbours have their turns at different times, or under different scales: their weights before have to do
@@ -186,15 +190,33 @@ impl Shared<'_> {
     }
 }
 
-/// What weights of 32 rows have become, `[cols][32]`.
-enum Made {
+/// What weights of up to 32 rows become, `[rows, cols]`, columns in the layer's order.
+enum Made<'a> {
     Codes {
-        codes: Vec<u8>,
+        codes: &'a mut [u8],
         /// `[groups][32]`, and 1 for rows that do not exist.
         scales: Vec<f32>,
         zero_points: Vec<f32>,
     },
-    Values(Vec<f32>),
+    Values(&'a mut [f32]),
+}
+
+impl<'a> Made<'a> {
+    /// Codes of the rows from `first` on, of so many in all, with the scales that are known before.
+    fn codes(codes: &'a mut [u8], (first, rows): (usize, usize), tiles: &[Affine], grid: ScaleGrid) -> Self {
+        let mut scales = vec![1.0; grid.cols * PANEL];
+        let mut zero_points = vec![0.0; grid.cols * PANEL];
+        if !tiles.is_empty() {
+            for row in first..rows.min(first + PANEL) {
+                for group in 0..grid.cols {
+                    let tile = tiles[row / grid.block_rows * grid.cols + group];
+                    scales[group * PANEL + row - first] = tile.scale;
+                    zero_points[group * PANEL + row - first] = f32::from(tile.zero_point);
+                }
+            }
+        }
+        Self::Codes { codes, scales, zero_points }
+    }
 }
 
 /// 32 rows on their way; columns stand in the order of their turn.
@@ -203,7 +225,7 @@ struct Rows<'a> {
     first: usize,
     /// `w − q`, `[cols][32]`.
     errors: &'a mut [f32],
-    made: Made,
+    made: Made<'a>,
     /// What was chosen to be kept, a bit for every row of every column; empty if that is not chosen on the way.
     chosen: Vec<u32>,
     waiting: Waiting,
@@ -214,30 +236,13 @@ struct Rows<'a> {
 /// A block of columns about which all rows have to decide together, `[columns][32]` each.
 #[derive(Default)]
 struct Waiting {
+    weights: Vec<f32>,
     sums: Vec<f32>,
     saliency: Vec<f32>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(shared: &'a Shared<'a>, first: usize, tiles: &[Affine], errors: &'a mut [f32]) -> Self {
-        let size = shared.factor.size() * PANEL;
-        let made = match &shared.coding {
-            None => Made::Values(vec![0.0; size]),
-            Some(Coding { grid, .. }) => {
-                let mut scales = vec![1.0; grid.cols * PANEL];
-                let mut zero_points = vec![0.0; grid.cols * PANEL];
-                if !tiles.is_empty() {
-                    for row in first..shared.layer.rows().min(first + PANEL) {
-                        for group in 0..grid.cols {
-                            let tile = tiles[row / grid.block_rows * grid.cols + group];
-                            scales[group * PANEL + row - first] = tile.scale;
-                            zero_points[group * PANEL + row - first] = f32::from(tile.zero_point);
-                        }
-                    }
-                }
-                Made::Codes { codes: vec![0; size], scales, zero_points }
-            }
-        };
+    fn new(shared: &'a Shared<'a>, first: usize, made: Made<'a>, errors: &'a mut [f32]) -> Self {
         let chosen = match shared.choice {
             Choice::Given(_) => Vec::new(),
             Choice::Blocks(_) | Choice::Neighbours(_) => vec![0; shared.factor.size()],
@@ -255,12 +260,16 @@ impl<'a> Rows<'a> {
     }
 
     /// Original weights of some columns, `[columns][32]`.
-    fn weights(&self, columns: &Range<usize>) -> Vec<f32> {
+    fn weights(&self, isa: Isa, columns: &Range<usize>) -> Vec<f32> {
         let Shared { layer, factor, .. } = self.shared;
         let (cols, order) = (factor.size(), &factor.order[columns.clone()]);
         let mut weights = vec![0.0; columns.len() * PANEL];
-        let rows = layer.values[self.first * cols..].chunks_exact(cols).take(PANEL);
-        for (lane, row) in rows.enumerate() {
+        let rows = &layer.values[self.first * cols..layer.rows().min(self.first + PANEL) * cols];
+        if factor.in_order {
+            to_lanes(isa, rows, cols, columns.clone(), &mut weights);
+            return weights;
+        }
+        for (lane, row) in rows.chunks_exact(cols).enumerate() {
             let lanes = weights.as_chunks_mut::<PANEL>().0;
             lanes.iter_mut().zip(order).for_each(|(to, column)| to[lane] = row[*column]);
         }
@@ -318,28 +327,38 @@ impl<'a> Rows<'a> {
     }
 
     /// Finds the scales of a group from its weights as they stand now.
-    fn find_scales(&mut self, group: usize, weights: &[f32], kept: &[u32]) -> Result<(), MethodError> {
+    fn find_scales(
+        &mut self,
+        isa: Isa,
+        group: usize,
+        weights: &[f32],
+        kept: &[u32],
+    ) -> Result<(), MethodError> {
         let layer = self.shared.layer;
         let (Some(coding), Made::Codes { scales, zero_points, .. }) = (&self.shared.coding, &mut self.made)
         else {
             return Ok(());
         };
-        let mut values = Vec::with_capacity(weights.len() / PANEL);
-        for lane in 0..PANEL.min(layer.rows() - self.first) {
-            let keeps = |at: usize| kept.get(at).is_none_or(|bits| bits >> lane & 1 == 1);
-            let all = weights.as_chunks::<PANEL>().0.iter().enumerate();
-            values.clear();
-            values.extend(all.filter(|(at, _)| keeps(*at)).map(|(_, lanes)| lanes[lane]));
-            let affine = coding.rounding.affine_of(&values, layer.precision)?;
+        let (rows, len) = (PANEL.min(layer.rows() - self.first), weights.len() / PANEL);
+        let mut of_rows = vec![0.0; rows * len];
+        from_lanes(isa, weights, &mut of_rows, len, 0);
+        let mut some = Vec::new();
+        for (lane, row) in of_rows.chunks_exact(len).enumerate() {
+            let mut values = row;
+            if !kept.is_empty() {
+                some.clear();
+                some.extend(row.iter().zip(kept).filter(|(_, bits)| *bits >> lane & 1 == 1).map(|(x, _)| *x));
+                values = &some;
+            }
+            let affine = coding.rounding.affine_of(values, layer.precision)?;
             scales[group * PANEL + lane] = affine.scale;
             zero_points[group * PANEL + lane] = f32::from(affine.zero_point);
         }
         Ok(())
     }
 
-    /// Goes through the columns of a block.
-    fn pass(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
-        let weights = self.weights(&columns);
+    /// Goes through the columns of a block, whose original weights and sums over all earlier columns these are.
+    fn pass(&mut self, isa: Isa, columns: Range<usize>, weights: &[f32], sums: &mut [f32]) {
         let shared = self.shared;
         let dynamic = shared.dynamic();
         for run in parts(columns.clone(), dynamic) {
@@ -352,7 +371,7 @@ impl<'a> Rows<'a> {
                 }
                 let kept = self.kept(&run);
                 let group = shared.factor.order[run.start] / coding.grid.block_cols;
-                if let Err(error) = self.find_scales(group, &now, &kept) {
+                if let Err(error) = self.find_scales(isa, group, &now, &kept) {
                     self.failed.get_or_insert(error);
                 }
             }
@@ -396,24 +415,8 @@ impl<'a> Rows<'a> {
     fn advance(&mut self, isa: Isa, columns: Range<usize>, weights: &[f32], sums: &mut [f32]) {
         let (shared, factor) = (self.shared, self.shared.factor);
         let kept = self.kept(&columns);
-        let in_order = columns.start * PANEL..columns.end * PANEL;
-        let groups: Vec<usize>;
-        let to = match (&mut self.made, &shared.coding) {
-            (Made::Codes { codes, scales, zero_points }, Some(coding)) => {
-                let of_column = |column: &usize| column / coding.grid.block_cols;
-                groups = factor.order[columns.clone()].iter().map(of_column).collect();
-                Target::Codes(CodeColumns {
-                    codes: coding.rounding.code_type().kernel(),
-                    groups: &groups,
-                    scales,
-                    zero_points,
-                    out: &mut codes[in_order.clone()],
-                })
-            }
-            (Made::Values(values), _) => Target::Values(&mut values[in_order.clone()]),
-            (Made::Codes { .. }, None) => return,
-        };
-        round_with_feedback(Feedback {
+        let (first, order) = (columns.start, &factor.order[columns.clone()]);
+        let feedback = Feedback {
             isa,
             precision: shared.layer.precision,
             factor: &factor.upper,
@@ -422,11 +425,35 @@ impl<'a> Rows<'a> {
             weights,
             kept: &kept,
             sums,
-            to,
-            errors: &mut self.errors[in_order],
+            errors: &mut self.errors[columns.start * PANEL..columns.end * PANEL],
             damping: &factor.added[columns],
             squares: &mut self.squares,
-        });
+        };
+        match (&mut self.made, &shared.coding) {
+            (Made::Codes { codes, scales, zero_points }, Some(coding)) => {
+                let groups: Vec<usize> = order.iter().map(|column| column / coding.grid.block_cols).collect();
+                let mut out = vec![0; weights.len()];
+                let to = CodeColumns {
+                    codes: coding.rounding.code_type().kernel(),
+                    groups: &groups,
+                    scales,
+                    zero_points,
+                    out: &mut out,
+                };
+                round_with_feedback(feedback, Target::Codes(to));
+                put(&out, order, (codes, factor.size()));
+            }
+            (Made::Values(values), _) => {
+                let mut out = vec![0.0; weights.len()];
+                round_with_feedback(feedback, Target::Values(&mut out));
+                if factor.in_order {
+                    from_lanes(isa, &out, values, factor.size(), first);
+                } else {
+                    put(&out, order, (values, factor.size()));
+                }
+            }
+            (Made::Codes { .. }, None) => {}
+        }
     }
 }
 
@@ -436,15 +463,16 @@ impl Lanes for Rows<'_> {
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
+        let weights = self.weights(isa, &columns);
         if !matches!(self.shared.choice, Choice::Blocks(_)) {
-            return self.pass(isa, columns, sums);
+            return self.pass(isa, columns, &weights, sums);
         }
-        let now = self.expected(isa, &columns, &self.weights(&columns), sums);
+        let now = self.expected(isa, &columns, &weights, sums);
         let mut saliency = self.saliency(&columns, now);
         let rows = PANEL.min(self.shared.layer.rows() - self.first);
         // rows that do not exist do not go
         saliency.as_chunks_mut::<PANEL>().0.iter_mut().for_each(|lanes| lanes[rows..].fill(f32::INFINITY));
-        self.waiting = Waiting { sums: sums.to_vec(), saliency };
+        self.waiting = Waiting { weights, sums: sums.to_vec(), saliency };
     }
 
     fn together(isa: Isa, columns: Range<usize>, all: &mut [Self]) {
@@ -465,8 +493,8 @@ impl Lanes for Rows<'_> {
             rows.chosen[columns.clone()].iter_mut().zip(bits).for_each(|(to, bits)| *to = bits);
         }
         all.par_iter_mut().for_each(|rows| {
-            let mut sums = std::mem::take(&mut rows.waiting).sums;
-            rows.pass(isa, columns.clone(), &mut sums);
+            let Waiting { weights, mut sums, .. } = std::mem::take(&mut rows.waiting);
+            rows.pass(isa, columns.clone(), &weights, &mut sums);
         });
     }
 }
@@ -483,30 +511,31 @@ fn lanes_of(part: &Range<usize>, block: &Range<usize>) -> Range<usize> {
     (part.start - block.start) * PANEL..(part.end - block.start) * PANEL
 }
 
-/// What 32 rows each have of every column in the order of its turn, as `[rows, cols]`.
-fn in_rows<'r, 's: 'r, T: Copy + Default + Send + Sync + 'r>(
-    all: &'r [Rows<'s>],
-    shared: &Shared<'_>,
-    of: impl Fn(&'r Rows<'s>) -> &'r [T] + Sync,
-) -> Vec<T> {
-    let cols = shared.factor.size();
-    let mut found = vec![T::default(); shared.layer.rows() * cols];
-    found.par_chunks_mut(PANEL * cols).zip(all).for_each(|(out, from)| {
-        for (lane, out) in out.chunks_exact_mut(cols).enumerate() {
-            for (column, lanes) in shared.factor.order.iter().zip(of(from).as_chunks::<PANEL>().0) {
-                out[*column] = lanes[lane];
-            }
-        }
-    });
-    found
+/// Writes `[columns][32]` into those columns of `[rows, cols]`.
+fn put<T: Copy>(from: &[T], columns: &[usize], (to, cols): (&mut [T], usize)) {
+    for (lane, to) in to.chunks_exact_mut(cols).enumerate() {
+        columns.iter().zip(from.as_chunks::<PANEL>().0).for_each(|(column, lanes)| to[*column] = lanes[lane]);
+    }
 }
 
 /// What was chosen by all rows.
 fn chosen_mask(all: &[Rows<'_>], shared: &Shared<'_>) -> Mask {
     let mut turns = vec![0; shared.factor.size()];
     shared.factor.order.iter().enumerate().for_each(|(turn, column)| turns[*column] = turn);
-    Mask::from_fn(shared.layer.rows(), turns.len(), |row, column| {
-        all[row / PANEL].chosen[turns[column]] >> (row % PANEL) & 1 == 1
+    let stride = turns.len().div_ceil(8);
+    Mask::fill(shared.layer.rows(), turns.len(), |bytes| {
+        bytes.par_chunks_mut(PANEL * stride).zip(all).for_each(|(bytes, rows)| {
+            for (byte, turns) in turns.chunks(8).enumerate() {
+                let mut of_lanes = [0u8; PANEL];
+                for (bit, turn) in turns.iter().enumerate() {
+                    let chosen = rows.chosen[*turn];
+                    for (lane, to) in of_lanes.iter_mut().enumerate() {
+                        *to |= ((chosen >> lane & 1) as u8) << bit;
+                    }
+                }
+                bytes[byte..].iter_mut().step_by(stride).zip(of_lanes).for_each(|(to, bits)| *to = bits);
+            }
+        });
     })
 }
 

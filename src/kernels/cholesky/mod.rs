@@ -6,12 +6,16 @@ mod solve;
 use rayon::prelude::*;
 
 use super::level::{Isa, multiversion};
-use super::update::{PANEL, add_outer, symmetric_product, transposed};
+use super::transpose::{from_lanes, to_lanes};
+use super::update::{PANEL, Panels, add_outer, symmetric_product};
 
 pub(crate) use solve::solve_rows;
 
-/// Columns that are factorized before the rest of the matrix is updated; a multiple of [`PANEL`].
+/// Columns that are factorized before those beside them are updated; a multiple of [`PANEL`].
 const BLOCK: usize = 128;
+
+/// Columns that are finished before the rest of the matrix is updated, so that it is fetched from memory less often.
+pub(crate) const STEP: usize = 4 * BLOCK;
 
 /// A diagonal element that is not positive once the columns after it are taken out: the matrix is not positive definite, or
 /// so nearly singular that nothing but rounding errors is left of it.
@@ -45,53 +49,63 @@ pub(crate) fn factor_upper(isa: Isa, matrix: &mut [f32], size: usize) -> Result<
     assert_eq!(matrix.len(), size * size, "a square matrix");
     let least: Vec<f32> = (0..size).map(|i| f32::EPSILON * matrix[i * size + i]).collect();
     let (mut block, mut opposite, mut panels) = (Vec::new(), Vec::new(), Vec::new());
-    for first in (0..size).step_by(BLOCK).rev() {
-        let width = BLOCK.min(size - first);
-        block.clear();
-        for row in matrix[first * size..].chunks_exact(size).take(width) {
-            block.extend_from_slice(&row[first..first + width]);
+    for step in (0..size).step_by(STEP).rev() {
+        let depth = STEP.min(size - step);
+        // of every finished column the rows above it
+        panels.resize(size.min(step + depth).div_ceil(PANEL) * depth * PANEL, 0.0);
+        for first in (step..step + depth).step_by(BLOCK).rev() {
+            let width = BLOCK.min(step + depth - first);
+            block.clear();
+            for row in matrix[first * size..].chunks_exact(size).take(width) {
+                block.extend_from_slice(&row[first..first + width]);
+            }
+            factor_block(isa, &mut block, width, &least[first..])
+                .map_err(|pivot| Pivot { index: first + pivot.index, ..pivot })?;
+            for (row, factor) in matrix[first * size..].chunks_exact_mut(size).zip(block.chunks_exact(width))
+            {
+                row[first..first + width].copy_from_slice(factor);
+            }
+            if first == 0 {
+                return Ok(());
+            }
+            // row j holds −U_ij for i < j
+            opposite.clear();
+            opposite.extend((0..width * width).map(|at| -block[at % width * width + at / width]));
+            // above the block: X · U_blockᵀ = H, 32 rows at a time
+            let finished = first - step..first - step + width;
+            let rows = matrix[..first * size].par_chunks_exact_mut(PANEL * size);
+            rows.zip(panels.par_chunks_exact_mut(PANEL * depth)).for_each(|(rows, panel)| {
+                let x = &mut panel[finished.start * PANEL..finished.end * PANEL];
+                to_lanes(isa, rows, size, first..first + width, x);
+                solve_block(isa, &block, &opposite, x);
+                from_lanes(isa, x, rows, size, first);
+            });
+            let values = Panels { values: &panels, depth };
+            let subtract = |to: &mut [f32], sums: &[f32]| subtract(isa, to, sums);
+            symmetric_product(isa, values, finished, step..first, (matrix, size), subtract);
         }
-        factor_block(isa, &mut block, width, &least[first..])
-            .map_err(|pivot| Pivot { index: first + pivot.index, ..pivot })?;
-        for (row, factor) in matrix[first * size..].chunks_exact_mut(size).zip(block.chunks_exact(width)) {
-            row[first..first + width].copy_from_slice(factor);
-        }
-        if first == 0 {
-            break;
-        }
-        // row j holds −U_ij for i < j
-        opposite.clear();
-        opposite.extend((0..width * width).map(|at| -block[at % width * width + at / width]));
-        // above the block: X · U_blockᵀ = H, 32 rows at a time
-        panels.resize(first * width, 0.0);
-        let rows = matrix[..first * size].par_chunks_exact_mut(PANEL * size);
-        rows.zip(panels.par_chunks_exact_mut(PANEL * width)).for_each_init(
-            Vec::new,
-            |gathered, (rows, panel)| {
-                gathered.clear();
-                for row in rows.chunks_exact(size) {
-                    gathered.extend_from_slice(&row[first..first + width]);
-                }
-                let mut x = transposed(gathered, width);
-                for j in (0..width).rev() {
-                    let (before, x) = x.split_at_mut(j * PANEL);
-                    let Some(x) = x.first_chunk_mut::<PANEL>() else { break };
-                    let pivot = block[j * width + j];
-                    for x in x.iter_mut() {
-                        *x /= pivot;
-                    }
-                    add_outer(isa, &opposite[j * width..][..j], x, before);
-                }
-                for (lane, row) in rows.chunks_exact_mut(size).enumerate() {
-                    let columns = x.as_chunks::<PANEL>().0;
-                    row[first..first + width].iter_mut().zip(columns).for_each(|(to, x)| *to = x[lane]);
-                }
-                panel.copy_from_slice(&x);
-            },
-        );
-        symmetric_product(isa, &panels, width, first, (matrix, size), |to, sums| subtract(isa, to, sums));
+        let panels = Panels { values: &panels, depth };
+        let subtract = |to: &mut [f32], sums: &[f32]| subtract(isa, to, sums);
+        symmetric_product(isa, panels, 0..depth, 0..step, (matrix, size), subtract);
     }
     Ok(())
+}
+
+/// Replaces 32 rows `h` by the `x` for which `x · Uᵀ = h`.
+///
+/// # Shapes
+/// `block` is `U`, `[width, width]`, `opposite` is `−Uᵀ`, `lanes` is `[width][32]`.
+fn solve_block(isa: Isa, block: &[f32], opposite: &[f32], lanes: &mut [f32]) {
+    let width = lanes.len() / PANEL;
+    for j in (0..width).rev() {
+        let (before, x) = lanes.split_at_mut(j * PANEL);
+        let Some(x) = x.first_chunk_mut::<PANEL>() else { return };
+        let pivot = block[j * width + j];
+        for x in x.iter_mut() {
+            *x /= pivot;
+        }
+        add_outer(isa, &opposite[j * width..][..j], x, before);
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_factor_times_its_transpose_is_the_matrix() {
-        for size in [0, 1, 2, 31, 127, 128, 129, 300] {
+        for size in [0, 1, 2, 31, 127, 128, 129, 300, 513, 700] {
             let h = matrix(size, 2 * size + 1, 0.01);
             let mut u = h.clone();
             factor_upper(Isa::current(), &mut u, size).unwrap();
@@ -133,8 +147,8 @@ mod tests {
 
     #[test]
     fn every_level_and_number_of_threads_gives_the_same_bits() {
-        let size = 275;
-        let h = matrix(size, 400, 0.0);
+        let size = 675;
+        let h = matrix(size, 900, 0.0);
         let of = |isa| {
             let mut u = h.clone();
             factor_upper(isa, &mut u, size).unwrap();

@@ -3,7 +3,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::kernels::level::Isa;
-use crate::kernels::update::{Lanes, PANEL, add_outer, sweep, transposed};
+use crate::kernels::transpose::{from_lanes, transposed};
+use crate::kernels::update::{Lanes, PANEL, add_outer, sweep};
 
 /// Columns whose sums over all earlier columns are made together.
 const BLOCK: usize = 128;
@@ -38,15 +39,11 @@ pub(crate) fn solve_rows(isa: Isa, factor: &[f32], size: usize, rows: &mut [f32]
 fn substitute(isa: Isa, triangle: &[f32], size: usize, rows: &mut [f32]) {
     let mut all: Vec<Rows<'_>> = rows
         .par_chunks(PANEL * size)
-        .map(|rows| Rows { triangle, size, columns: transposed(rows, size) })
+        .map(|rows| Rows { triangle, size, columns: transposed(isa, rows, size) })
         .collect();
     sweep(isa, triangle, size, BLOCK, &mut all);
-    rows.par_chunks_mut(PANEL * size).zip(&all).for_each(|(rows, solved)| {
-        for (lane, row) in rows.chunks_exact_mut(size).enumerate() {
-            let columns = solved.columns.as_chunks::<PANEL>().0;
-            row.iter_mut().zip(columns).for_each(|(to, x)| *to = x[lane]);
-        }
-    });
+    let rows = rows.par_chunks_mut(PANEL * size).zip(&all);
+    rows.for_each(|(rows, solved)| from_lanes(isa, &solved.columns, rows, size, 0));
 }
 
 /// Up to 32 rows: columns that have been passed are solved, the others are what they are to become.

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::level::{Isa, multiversion};
 use super::matmul::panels::Aligned;
-use super::update::{self, Lanes, PANEL, add_outer, symmetric_product};
+use super::transpose::to_lanes;
+use super::update::{self, Lanes, PANEL, Panels, add_outer, symmetric_product};
 
 pub(crate) use wide::gram_of_rows;
 
@@ -52,7 +53,9 @@ fn add_gram_in(isa: Isa, x: &[f32], size: usize, gram: &mut [f64]) {
                 to[len..].fill(0.0);
             }
         });
-        symmetric_product(isa, &panels, tokens, size, (gram, size), |to, sums| add_in_f64(isa, to, sums));
+        let panels = Panels { values: &panels, depth: tokens };
+        let add = |to: &mut [f64], sums: &[f32]| add_in_f64(isa, to, sums);
+        symmetric_product(isa, panels, 0..tokens, 0..size, (gram, size), add);
     }
 }
 
@@ -118,7 +121,7 @@ fn quadratic_forms_in(isa: Isa, differences: &[&[f32]], size: usize, hessian: &[
     let mut columns = Aligned::zeroed(all.len() * size * PANEL * size_of::<f32>());
     let columns = columns.words_mut().par_chunks_exact_mut(size * PANEL);
     let of_rows = columns.zip(all).map(|(columns, rows)| {
-        update::transpose(rows, size, columns);
+        to_lanes(isa, rows, size, 0..size, columns);
         Weighted { hessian, size, columns, totals: [0.0; PANEL] }
     });
     let mut rows: Vec<Weighted<'_>> = of_rows.collect();

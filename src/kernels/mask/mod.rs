@@ -176,6 +176,12 @@ pub(crate) fn as_unsigned(values: &[i8]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
+/// Bytes as the signed ones of the same bit patterns.
+pub(crate) fn as_signed(values: &[u8]) -> &[i8] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
 /// A row again: the next value where a bit is set, and zero elsewhere. Gives the number of values used.
 ///
 /// # Shapes

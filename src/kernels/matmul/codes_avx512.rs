@@ -10,8 +10,9 @@ use std::ops::Range;
 use super::codes::{CodeRows, per_word};
 use super::panels::PANEL;
 use super::rows::{DOT_BATCH, DOT_ROWS, LANES};
-use super::rows_avx512::{sum_lanes, transposed};
+use super::rows_avx512::sum_lanes;
 use crate::kernels::level::Avx512;
+use crate::kernels::transpose;
 
 /// Words and codebooks of a row.
 type Line<'a> = (&'a [[i32; LANES]], &'a [[f32; LANES]]);
@@ -155,7 +156,7 @@ unsafe fn fill_panel_of(codes: &CodeRows, rows: Range<usize>, columns: Range<usi
                 };
                 *values = _mm512_maskz_permutexvar_ps(mask, _mm512_srlv_epi32(words, shift), table);
             }
-            let block = transposed(&block);
+            let block = transpose::sixteen(&block);
             for (i, values) in block.iter().enumerate().take(width) {
                 let at = (column - columns.start + i) * PANEL + half * 16;
                 // SAFETY: the caller's promise.

@@ -3,10 +3,9 @@
 use std::arch::x86_64::{
     __m512, __mmask16, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
     _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
-    _mm256_maskz_loadu_epi16, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32,
-    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    _mm256_maskz_loadu_epi16, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 use std::ops::Range;
 
@@ -14,6 +13,7 @@ use super::panels::PANEL;
 use super::rows::{DOT_BATCH, DOT_ROWS};
 use crate::dtype::FloatType;
 use crate::kernels::level::Avx512;
+use crate::kernels::transpose;
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -161,7 +161,7 @@ unsafe fn fill_panel_of<const KIND: u8>(
                         *values = sixteen::<KIND>(rows.as_ptr().add((row * cols + column) * size), mask);
                     }
                 }
-                let block = transposed(&block);
+                let block = transpose::sixteen(&block);
                 let to = panel.as_mut_ptr().add((column - columns.start) * PANEL + half * 16);
                 for (i, values) in block.iter().enumerate().take(width) {
                     _mm512_storeu_ps(to.add(i * PANEL), *values);
@@ -169,39 +169,6 @@ unsafe fn fill_panel_of<const KIND: u8>(
             }
         }
     }
-}
-
-/// Sixteen rows of sixteen values, as columns.
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn transposed(rows: &[__m512; 16]) -> [__m512; 16] {
-    // pairs of rows, then fours: afterwards register 4i + j holds, in its lane q, column 4q + j of rows 4i to 4i + 3
-    let mut pairs = *rows;
-    for i in 0..8 {
-        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
-        (pairs[2 * i], pairs[2 * i + 1]) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    }
-    let mut fours = *rows;
-    for i in (0..16).step_by(4) {
-        let (a, b) = (_mm512_castps_pd(pairs[i]), _mm512_castps_pd(pairs[i + 1]));
-        let (c, d) = (_mm512_castps_pd(pairs[i + 2]), _mm512_castps_pd(pairs[i + 3]));
-        fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
-        fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-        fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
-        fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
-    }
-    // even and odd lanes, twice
-    let mut columns = *rows;
-    for j in 0..4 {
-        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
-        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-        let (more_even, more_odd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
-        columns[j] = _mm512_shuffle_f32x4::<0x88>(even, more_even);
-        columns[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, more_odd);
-        columns[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, more_even);
-        columns[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, more_odd);
-    }
-    columns
 }
 
 /// Sixteen values; those that the mask leaves out are zero.

@@ -27,7 +27,6 @@ pub(crate) struct Feedback<'a> {
     pub(crate) kept: &'a [u32],
     /// `Σ U_ij (w_i − q_i)` over all earlier columns, `[columns and later ones][32]`: completed for the later ones.
     pub(crate) sums: &'a mut [f32],
-    pub(crate) to: Target<'a>,
     /// `w − q`, `[columns][32]`.
     pub(crate) errors: &'a mut [f32],
     /// What `U·Uᵀ` has more than `H` on the diagonal, of every column.
@@ -61,20 +60,17 @@ pub(crate) struct Squares {
 }
 
 multiversion! {
-    fn round_any(block: Feedback<'_>) = round_columns
+    fn round_any(block: Feedback<'_>, to: Target<'_>) = round_columns
 }
 
-pub(crate) fn round_with_feedback(block: Feedback<'_>) {
-    round_any(block.isa, block);
+pub(crate) fn round_with_feedback(block: Feedback<'_>, to: Target<'_>) {
+    round_any(block.isa, block, to);
 }
 
 #[inline(always)]
-fn round_columns(block: Feedback<'_>) {
-    let Feedback { isa, precision, factor, size, columns, weights, kept, sums, to, errors, damping, squares } =
-        block;
-    let block = Block { isa, factor, size, columns, weights, kept, sums, errors, damping, squares };
+fn round_columns(block: Feedback<'_>, to: Target<'_>) {
     // constants for the loops over rows
-    with_precision!(precision, |p| match to {
+    with_precision!(block.precision, |p| match to {
         Target::Values(out) => go_through(
             block,
             out,
@@ -114,31 +110,17 @@ fn round_columns(block: Feedback<'_>) {
 /// Scales and zero points of 32 rows.
 type Parameters<'a> = (&'a [f32; PANEL], &'a [f32; PANEL]);
 
-/// [`Feedback`] without what columns become.
-struct Block<'a> {
-    isa: Isa,
-    factor: &'a [f32],
-    size: usize,
-    columns: Range<usize>,
-    weights: &'a [f32],
-    kept: &'a [u32],
-    sums: &'a mut [f32],
-    errors: &'a mut [f32],
-    damping: &'a [f32],
-    squares: &'a mut Squares,
-}
-
 /// `round` gives what a value becomes and the value that this stands for, with regard to what `of_column` gives of its column;
 /// `pruned` what becomes of one that is not kept.
 #[inline(always)]
 fn go_through<P: Copy, T>(
-    block: Block<'_>,
+    block: Feedback<'_>,
     out: &mut [T],
     of_column: impl Fn(usize) -> P,
     round: impl Fn(P, usize, f32) -> (T, f32),
     pruned: impl Fn(P, usize) -> T,
 ) {
-    let Block { isa, factor, size, columns, weights, kept, sums, errors, damping, squares } = block;
+    let Feedback { isa, factor, size, columns, weights, kept, sums, errors, damping, squares, .. } = block;
     let mut sums = sums.as_chunks_mut::<PANEL>().0;
     let weights = weights.as_chunks::<PANEL>().0;
     let out = out.as_chunks_mut::<PANEL>().0.iter_mut();

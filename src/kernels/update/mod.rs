@@ -55,47 +55,71 @@ pub(crate) fn add_product(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
     }
 }
 
-/// Hands `add` every sum of `PᵀP` on and above the diagonal, and some below it, a few in a row, with the elements of `c` that they
-/// belong to.
+/// A matrix `P`, `[depth, size]`, as `[size.div_ceil(32)][depth][32]`, zero beyond the last column.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) depth: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Some rows of the `panel`-th 32 columns.
+    fn rows(self, panel: usize, rows: &Range<usize>) -> &'a [f32] {
+        &self.values[(panel * self.depth + rows.start) * PANEL..(panel * self.depth + rows.end) * PANEL]
+    }
+
+    /// Twelve columns of some rows, which may begin in one panel and end in the next; zero beyond the last panel.
+    fn pack(self, first: usize, rows: &Range<usize>, tile: &mut Vec<f32>) {
+        let (panel, from) = (first / PANEL, first % PANEL);
+        let len = TILE.min(PANEL - from);
+        let next = len < TILE && (panel + 1) * self.depth * PANEL < self.values.len();
+        let next = next.then(|| self.rows(panel + 1, rows));
+        for (t, own) in self.rows(panel, rows).as_chunks::<PANEL>().0.iter().enumerate() {
+            let mut columns = [0.0; TILE];
+            columns[..len].copy_from_slice(&own[from..from + len]);
+            if let Some(next) = next {
+                columns[len..].copy_from_slice(&next[t * PANEL..][..TILE - len]);
+            }
+            tile.extend_from_slice(&columns);
+        }
+    }
+}
+
+/// Hands `add` every sum of `PᵀP` on and above the diagonal in some columns, and some below it, a few in a row, with the elements
+/// of `c` that they belong to. `rows` are those of `P` whose products are summed.
 ///
 /// # Shapes
-/// `panels` holds `P`, `[k, size]`, as `[size.div_ceil(32)][k][32]`, zero beyond the last column; `c` has at least `size`
-/// rows of `stride`.
+/// `c` has at least `columns.end` rows of `stride`; `columns` starts with a panel.
 pub(crate) fn symmetric_product<T: Send>(
     isa: Isa,
-    panels: &[f32],
-    k: usize,
-    size: usize,
+    panels: Panels<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
     (c, stride): (&mut [T], usize),
     add: impl Fn(&mut [T], &[f32]) + Sync,
 ) {
-    assert!(panels.len() >= size.div_ceil(PANEL) * k * PANEL && c.len() >= size * stride && stride >= size);
-    if size == 0 || k == 0 {
+    let size = columns.end;
+    assert!(panels.values.len() >= size.div_ceil(PANEL) * panels.depth * PANEL && rows.end <= panels.depth);
+    assert!(c.len() >= size * stride && stride >= size && columns.start.is_multiple_of(PANEL));
+    if columns.is_empty() || rows.is_empty() {
         return;
     }
     let strips = c[..size * stride].par_chunks_mut(STRIP * stride).enumerate();
-    strips.for_each_init(Vec::new, |rows: &mut Vec<f32>, (strip, c)| {
+    strips.for_each_init(Vec::new, |packed: &mut Vec<f32>, (strip, c)| {
         let first = strip * STRIP;
-        rows.clear();
-        for first in (first..(first + STRIP).min(size)).step_by(TILE) {
-            // a tile may begin in one panel and end in the next
-            for t in 0..k {
-                rows.extend((first..first + TILE).map(|row| {
-                    panels.get(row / PANEL * k * PANEL + t * PANEL + row % PANEL).copied().unwrap_or(0.0)
-                }));
-            }
-        }
-        for (panel, b) in panels.chunks_exact(k * PANEL).enumerate().skip(first / PANEL) {
+        packed.clear();
+        (first..(first + STRIP).min(size)).step_by(TILE).for_each(|tile| panels.pack(tile, &rows, packed));
+        for panel in (first.max(columns.start) / PANEL)..size.div_ceil(PANEL) {
             let cols = panel * PANEL..((panel + 1) * PANEL).min(size);
-            if cols.is_empty() {
-                break;
-            }
-            for (a, c) in rows.chunks_exact(k * TILE).zip(c.chunks_mut(TILE * stride)) {
-                let mut tile = [0.0; TILE * PANEL];
-                add_product(isa, a, b, &mut tile);
-                for (sums, c) in tile.as_chunks::<PANEL>().0.iter().zip(c.chunks_mut(stride)) {
-                    add(&mut c[cols.clone()], &sums[..cols.len()]);
+            let mut sums = [[0.0; TILE * PANEL]; STRIP / TILE];
+            for (block, b) in panels.rows(panel, &rows).chunks(DEPTH * PANEL).enumerate() {
+                let (from, len) = (block * DEPTH * TILE, b.len() / PANEL * TILE);
+                for (a, sums) in packed.chunks_exact(rows.len() * TILE).zip(&mut sums) {
+                    add_product(isa, &a[from..from + len], b, sums);
                 }
+            }
+            for (sums, c) in sums.as_flattened().as_chunks::<PANEL>().0.iter().zip(c.chunks_mut(stride)) {
+                add(&mut c[cols.clone()], &sums[..cols.len()]);
             }
         }
     });
@@ -160,27 +184,5 @@ pub(crate) fn sweep<L: Lanes>(isa: Isa, matrix: &[f32], size: usize, block: usiz
             rows.block(isa, columns.clone(), sums);
         });
         L::together(isa, columns, rows);
-    }
-}
-
-/// Up to 32 rows as columns of 32 lanes, of which those beyond the last row are zero.
-///
-/// # Shapes
-/// `rows` is `[up to 32, cols]`, the result `[cols][32]`.
-pub(crate) fn transposed(rows: &[f32], cols: usize) -> Vec<f32> {
-    let mut lanes = vec![0f32; cols * PANEL];
-    transpose(rows, cols, &mut lanes);
-    lanes
-}
-
-/// [`transposed`] into `[cols][32]` zeros.
-pub(crate) fn transpose(rows: &[f32], cols: usize, lanes: &mut [f32]) {
-    /// Columns whose lanes stay in the first-level cache while the rows are gone through.
-    const AT_ONCE: usize = 16;
-    for (block, lanes) in lanes.chunks_mut(AT_ONCE * PANEL).enumerate() {
-        for (lane, row) in rows.chunks_exact(cols).enumerate() {
-            let values = &row[block * AT_ONCE..];
-            lanes.as_chunks_mut::<PANEL>().0.iter_mut().zip(values).for_each(|(to, x)| to[lane] = *x);
-        }
     }
 }
