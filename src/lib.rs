@@ -54,9 +54,9 @@ pub use prune::{
     erdos_renyi_kernel, n_of_m_mask,
 };
 pub use quantize::{
-    ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, FloatCast, Gptq,
-    Histogram, Hqq, HqqOptions, KMeans, Observer, Overflow, RoundToNearest, SmoothScales, Smoothing,
-    ValueImportance, awq_scales, bias_correction, hqq_zero_point, smooth_scales,
+    ActivationObserver, Affine, AutoRound, AwqOptions, AwqScales, ClippedRounding, CodeType, Damping,
+    FloatCast, Gptq, Histogram, Hqq, HqqOptions, KMeans, Observer, Overflow, RoundToNearest, SmoothScales,
+    Smoothing, ValueImportance, awq_scales, bias_correction, hqq_zero_point, smooth_scales,
 };
 pub use recipe::{InputQuantization, OutputFormat, Pattern, PresetOptions, Recipe, RecipeError, Step};
 pub use report::{Comparison, Keep, Pricing, Table};

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tersor::{
-    Alternative, Axis, Bits, Compressed, CpuLevel, CubicSchedule, Gptq, Granularity, Layer, LayerStats,
-    LayoutKind, Magnitude, MagnitudeThreshold, Mask, Method, MethodError, Needs, NofM, Precision, Pruning,
-    SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, n_of_m_mask,
+    Alternative, Axis, Bits, Compressed, CpuLevel, CubicSchedule, Damping, Gptq, Granularity, Layer,
+    LayerStats, LayoutKind, Magnitude, MagnitudeThreshold, Mask, Method, MethodError, Needs, NofM, Precision,
+    Pruning, SparseGpt, Sparsity, SparsityPattern, Structured, Wanda, n_of_m_mask,
 };
 
 fn layer<'a>(shape: &'a [usize], values: &'a [f32], layout: LayoutKind) -> Layer<'a> {
@@ -541,6 +541,11 @@ fn rounding_and_pruning_together_take_the_larger_damping_of_both() {
         let joint = pruning.jointly_with(&gptq).unwrap().compress(&layer).unwrap();
         assert_eq!(joint.outcome.unwrap().damping, 0.2);
     }
+    let shrunk = Pruning::from(SparseGpt::new(half()).damping(Damping::of_mean(0.02).shrinkage(0.1)));
+    let gptq = Gptq::int(Bits::new(4).unwrap()).damping(Damping::of_mean(0.03).shrinkage(0.05));
+    let joint = shrunk.jointly_with(&gptq).unwrap();
+    assert!(joint.name().ends_with(", shrinkage 0.1"), "{}", joint.name());
+    assert_eq!(joint.compress(&layer).unwrap().outcome.unwrap().damping, 0.03);
     let unusable = Pruning::from(SparseGpt::new(half()).damping(f64::NAN));
     let gptq = Gptq::int(Bits::new(4).unwrap());
     let error = unusable.jointly_with(&gptq).unwrap().compress(&layer).unwrap_err().to_string();

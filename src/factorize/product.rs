@@ -8,7 +8,7 @@ use crate::kernels::product::ColumnTiles;
 use crate::kernels::reduce;
 use crate::layer::{Compressed, Layer, Method, MethodError};
 use crate::quantize::factor::Factor;
-use crate::quantize::{FloatCast, RoundToNearest, ValueImportance};
+use crate::quantize::{Damping, FloatCast, RoundToNearest, ValueImportance};
 use crate::weight::{Bits, Coding, LowRank};
 
 /// How the values of factors are written.
@@ -65,7 +65,7 @@ pub(super) struct Weighting {
 
 impl Weighting {
     pub(super) fn new(hessian: &[f32], size: usize) -> Result<Self, MethodError> {
-        let mut factor = Factor::new(hessian, size, false, Factor::DAMPING)?;
+        let mut factor = Factor::new(hessian, size, false, Damping::default())?;
         let (damping, notes) = (factor.damping, factor.note().into_iter().collect());
         let diagonal: Vec<f32> = (0..size).map(|at| factor.cost(at)).collect();
         let mut upper = std::mem::take(&mut factor.upper);

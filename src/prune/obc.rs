@@ -8,6 +8,7 @@ use super::plain::by_hessian;
 use crate::kernels::cholesky::solve_rows;
 use crate::kernels::level::Isa;
 use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
+use crate::quantize::Damping;
 use crate::quantize::calibrated::comparison_bytes;
 use crate::quantize::factor::Factor;
 use crate::quantize::sweep::Swept;
@@ -45,7 +46,7 @@ use crate::weight::{Coding, Mask, NofM};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Obc {
     pattern: SparsityPattern,
-    damping: f64,
+    damping: Damping,
 }
 
 impl Obc {
@@ -54,7 +55,7 @@ impl Obc {
 
     /// Prunes to this pattern.
     pub fn new(pattern: SparsityPattern) -> Self {
-        Self { pattern, damping: Factor::DAMPING }
+        Self { pattern, damping: Damping::default() }
     }
 
     /// The pattern.
@@ -68,10 +69,10 @@ impl Obc {
         Self { pattern, ..self }
     }
 
-    /// Chooses what is added to the Hessian's diagonal, as a fraction of its mean; 0.01 unless chosen.
+    /// Chooses what is added to the Hessian's diagonal: a fraction of its mean, 0.01 unless chosen, or more.
     #[must_use]
-    pub fn damping(self, damping: f64) -> Self {
-        Self { damping, ..self }
+    pub fn damping(self, damping: impl Into<Damping>) -> Self {
+        Self { damping: damping.into(), ..self }
     }
 
     /// Values, and what of them is kept; `None` if the inverse is none any more.
@@ -113,7 +114,7 @@ impl Obc {
 
 impl Method for Obc {
     fn name(&self) -> String {
-        format!("OBC {}", self.pattern)
+        format!("OBC {}{}", self.pattern, self.damping.suffix())
     }
 
     fn coding(&self, before: Coding) -> Coding {

@@ -7,10 +7,10 @@ use crate::dtype::Precision;
 use crate::kernels::memory::copy;
 use crate::kernels::reduce;
 use crate::layer::{Alternative, Compressed, Layer, Method, MethodError};
-use crate::quantize::FloatCast;
 use crate::quantize::calibrated::{Found, Plain, hessian, keep_better};
 use crate::quantize::factor::Factor;
 use crate::quantize::sweep::Swept;
+use crate::quantize::{Damping, FloatCast};
 use crate::weight::{CompressedWeight, Layout, LayoutKind, Mask, Values};
 
 /// Stores, in the layer's layout and precision, what a mask keeps of some finite values.
@@ -58,10 +58,10 @@ pub(super) fn by_hessian(
     method: &impl Method,
     layer: &Layer<'_>,
     pattern: SparsityPattern,
-    damping: f64,
+    damping: Damping,
     search: impl FnOnce(&Factor) -> Result<Swept<Vec<f32>>, MethodError>,
 ) -> Result<Compressed, MethodError> {
-    Factor::check_damping(damping)?;
+    damping.check()?;
     layer.check()?;
     let (rows, cols) = (layer.rows(), layer.cols());
     layer.mask.map_or(Ok(()), |mask| mask.check(rows, cols))?;

@@ -1,7 +1,7 @@
 use super::pattern::SparsityPattern;
 use super::plain::by_hessian;
 use crate::layer::{Compressed, Layer, Method, MethodError, Needs};
-use crate::quantize::factor::Factor;
+use crate::quantize::Damping;
 use crate::quantize::sweep;
 use crate::weight::Coding;
 
@@ -39,13 +39,13 @@ use crate::weight::Coding;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SparseGpt {
     pattern: SparsityPattern,
-    damping: f64,
+    damping: Damping,
 }
 
 impl SparseGpt {
     /// Prunes to this pattern.
     pub fn new(pattern: SparsityPattern) -> Self {
-        Self { pattern, damping: Factor::DAMPING }
+        Self { pattern, damping: Damping::default() }
     }
 
     /// The pattern.
@@ -54,7 +54,7 @@ impl SparseGpt {
     }
 
     /// What is added to the Hessian's diagonal at least.
-    pub(super) fn least_damping(self) -> f64 {
+    pub(super) fn least_damping(self) -> Damping {
         self.damping
     }
 
@@ -64,16 +64,16 @@ impl SparseGpt {
         Self { pattern, ..self }
     }
 
-    /// Chooses what is added to the Hessian's diagonal, as a fraction of its mean; 0.01 unless chosen.
+    /// Chooses what is added to the Hessian's diagonal: a fraction of its mean, 0.01 unless chosen, or more.
     #[must_use]
-    pub fn damping(self, damping: f64) -> Self {
-        Self { damping, ..self }
+    pub fn damping(self, damping: impl Into<Damping>) -> Self {
+        Self { damping: damping.into(), ..self }
     }
 }
 
 impl Method for SparseGpt {
     fn name(&self) -> String {
-        format!("SparseGPT {}", self.pattern)
+        format!("SparseGPT {}{}", self.pattern, self.damping.suffix())
     }
 
     fn coding(&self, before: Coding) -> Coding {

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::damping::Damping;
 use crate::kernels::cholesky::factor_upper;
 use crate::kernels::level::Isa;
 use crate::kernels::memory::zeros;
@@ -29,22 +30,10 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    /// The damping of who asks for none.
-    pub(crate) const DAMPING: f64 = DAMPING[0];
-
-    /// # Errors
-    /// When a damping is no fraction.
-    pub(crate) fn check_damping(damping: f64) -> Result<(), MethodError> {
-        if (0.0..=1.0).contains(&damping) {
-            return Ok(());
-        }
-        Err(MethodError::Option { option: "damping", value: damping, expected: "from 0 to 1" })
-    }
-
     /// Factorizes a Hessian, with its columns in their order, or those with the largest diagonal elements first.
     ///
     /// Added to the diagonal is a fraction of its mean over the channels that are not dead: `damping`, or where that is not
-    /// enough the next larger of 0.01, 0.03, 0.1, 0.3 and 1.
+    /// enough the next larger of 0.01, 0.03, 0.1, 0.3 and 1. [`Damping::shrinkage`] enlarges all of the diagonal.
     ///
     /// # Shapes
     /// `hessian` is `[size, size]`.
@@ -55,7 +44,7 @@ impl Factor {
         hessian: &[f32],
         size: usize,
         largest_first: bool,
-        asked: f64,
+        asked: Damping,
     ) -> Result<Self, MethodError> {
         let mut order: Vec<usize> = (0..size).collect();
         if largest_first {
@@ -73,7 +62,7 @@ impl Factor {
         let mean = diagonal().sum::<f64>() / diagonal().count().max(1) as f64;
         // what is dead stands alone, whatever is on the diagonal
         let alone = if mean > 0.0 { mean } else { 1.0 };
-        let mut damping = asked;
+        let mut damping = asked.mean();
         loop {
             let mut upper = zeros(size * size);
             upper.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, row)| {
@@ -84,14 +73,14 @@ impl Factor {
                     row[i..].copy_from_slice(&from[i..]);
                 }
                 let own = if row[i] > 0.0 { f64::from(row[i]) } else { alone };
-                row[i] = (own + damping * mean) as f32;
+                row[i] = ((own + damping * mean) * asked.scale()) as f32;
             });
             let diagonal = upper.iter().step_by(size + 1).zip(&order);
             let added = diagonal.map(|(with, j)| with - hessian[j * (size + 1)]).collect();
             let dead = order.iter().map(|j| hessian[j * (size + 1)] <= 0.0).collect();
             let Err(pivot) = factor_upper(Isa::current(), &mut upper, size) else {
                 let in_order = order.is_sorted();
-                return Ok(Self { upper, order, in_order, damping, added, dead, asked });
+                return Ok(Self { upper, order, in_order, damping, added, dead, asked: asked.mean() });
             };
             damping = *DAMPING.iter().find(|next| **next > damping).ok_or_else(|| failed(damping, &pivot))?;
         }
@@ -121,8 +110,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn shrinkage_takes_from_what_channels_have_in_common() {
+        let hessian = [4.0, 1.0, -0.5, 1.0, 2.0, 0.75, -0.5, 0.75, 1.0];
+        let shrunk: Vec<f32> =
+            hessian.iter().enumerate().map(|(at, x)| if at % 4 == 0 { *x } else { 0.75 * x }).collect();
+        let found = Factor::new(&hessian, 3, false, Damping::of_mean(0.1).shrinkage(0.25)).unwrap();
+        let expected = Factor::new(&shrunk, 3, false, Damping::of_mean(0.1)).unwrap();
+        for i in 0..3 {
+            for j in i..3 {
+                let [found, expected] = [&found, &expected].map(|factor| factor.upper[i * 3 + j]);
+                approx::assert_relative_eq!(found * 0.75f32.sqrt(), expected, max_relative = 1e-5);
+            }
+        }
+    }
+
+    #[test]
     fn a_hessian_that_is_none_is_refused() {
-        let refused = |hessian: &[f32]| Factor::new(hessian, 2, false, 0.01).err().unwrap().to_string();
+        let refused =
+            |hessian: &[f32]| Factor::new(hessian, 2, false, Damping::default()).err().unwrap().to_string();
         // negative beyond what the largest damping makes good
         let text = refused(&[1.0, 9.0, 9.0, 1.0]);
         assert!(text.contains("of 2 input features") && text.contains("even with 1 of its mean"), "{text}");

@@ -1,5 +1,6 @@
 use super::affine::Affine;
 use super::calibrated::{self, Found, Plain};
+use super::damping::Damping;
 use super::factor::Factor;
 use super::observer::Observer;
 use super::round::{self, CodeType, RoundToNearest};
@@ -19,7 +20,8 @@ use crate::weight::{Bits, Coding, CompressedWeight, DenseValues, Granularity, Ma
 /// - Scales of a group are found, by the [`Observer`], from its weights as they stand when their turn comes, or with
 ///   [`static_groups`](Self::static_groups) from the weights of the layer. Whole channels, tensors and blocks always have the
 ///   latter.
-/// - `λ` is a fraction of the mean of `H`'s diagonal over the channels that are not dead. When the factorization fails, the next
+/// - `λ` is a fraction of the mean of `H`'s diagonal over the channels that are not dead; with a [`Damping::shrinkage`] what
+///   channels have in common counts for less. When the factorization fails, the next
 ///   larger of 0.01, 0.03, 0.1, 0.3 and 1 is taken, which the outcome notes.
 /// - The weights of dead channels (whose input was always zero) change nothing and are rounded to nearest.
 /// - Weights that were pruned before stay zero; the others change without them.
@@ -49,7 +51,7 @@ pub struct Gptq {
     rounding: RoundToNearest,
     act_order: bool,
     static_groups: bool,
-    damping: f64,
+    damping: Damping,
     pruning: Option<SparsityPattern>,
 }
 
@@ -62,7 +64,7 @@ impl Gptq {
     /// Codes of this type, one scale per channel, range from smallest to largest value.
     pub fn codes(codes: CodeType) -> Self {
         let rounding = RoundToNearest::codes(codes);
-        Self { rounding, act_order: false, static_groups: false, damping: Factor::DAMPING, pruning: None }
+        Self { rounding, act_order: false, static_groups: false, damping: Damping::default(), pruning: None }
     }
 
     /// Chooses which weights share a scale.
@@ -90,15 +92,15 @@ impl Gptq {
         Self { static_groups, ..self }
     }
 
-    /// Chooses what is added to the Hessian's diagonal, as a fraction of its mean; 0.01 unless chosen.
+    /// Chooses what is added to the Hessian's diagonal: a fraction of its mean, 0.01 unless chosen, or more.
     #[must_use]
-    pub fn damping(self, damping: f64) -> Self {
-        Self { damping, ..self }
+    pub fn damping(self, damping: impl Into<Damping>) -> Self {
+        Self { damping: damping.into(), ..self }
     }
 
     /// The same with this damping, if it has less; what is no number is found out when a layer is compressed.
-    pub(crate) fn damped_at_least(self, damping: f64) -> Self {
-        if damping <= self.damping { self } else { self.damping(damping) }
+    pub(crate) fn damped_at_least(self, damping: Damping) -> Self {
+        Self { damping: self.damping.max(damping), ..self }
     }
 
     /// Prunes to this pattern while it rounds: [`SparseGpt`](crate::SparseGpt) with codes instead of floats. Ranges are those of
@@ -158,7 +160,8 @@ impl Method for Gptq {
         let groups = if self.static_groups && !self.act_order { ", static groups" } else { "" };
         let pruning =
             self.pruning.map_or(String::new(), |pattern| format!("SparseGPT {pattern} jointly with "));
-        format!("{pruning}GPTQ to {}{order}{groups}", self.rounding.target())
+        let shrinkage = self.damping.suffix();
+        format!("{pruning}GPTQ to {}{order}{groups}{shrinkage}", self.rounding.target())
     }
 
     fn coding(&self, before: Coding) -> Coding {
@@ -176,7 +179,7 @@ impl Method for Gptq {
     }
 
     fn compress(&self, layer: &Layer<'_>) -> Result<Compressed, MethodError> {
-        Factor::check_damping(self.damping)?;
+        self.damping.check()?;
         let (stats, hessian) = calibrated::hessian(layer, || self.name())?;
         // this also checks the weights, the mask and the observer
         let plain = self.plain(layer)?;
@@ -246,6 +249,7 @@ mod tests {
                 int4().granularity(groups(150)).act_order(true),
                 asymmetric.granularity(groups(199)),
                 Gptq::codes(CodeType::F8E4M3),
+                int4().granularity(groups(40)).damping(Damping::default().shrinkage(0.2)),
             ] {
                 let compressed = method.compress(&layer).unwrap();
                 let outcome = compressed.outcome.unwrap();
@@ -366,6 +370,10 @@ mod tests {
         let stats = layer_of(1, 3, 9, &[]).1;
         let layer = Layer { stats: Some(&stats), ..layer };
         assert!(text(&layer, int4().damping(f64::NAN)).contains("damping is NaN"));
+        for shrinkage in [-0.1, 1.0, f64::NAN] {
+            let method = int4().damping(Damping::default().shrinkage(shrinkage));
+            assert!(text(&layer, method).contains("shrinkage is"), "{shrinkage}");
+        }
         let broken = [1.0, f32::INFINITY, 0.0, 0.0, 0.0, 0.0];
         assert!(text(&Layer { values: &broken, ..layer }, int4()).contains("index 1"));
         let empty = Layer { values: &[], ..Layer { shape: &[0, 3], ..layer } };

@@ -7,7 +7,7 @@
 //! What calibration saw at a layer's input improves on rounding: [`AutoRound`] learns where each weight goes, [`ClippedRounding`]
 //! narrows ranges, [`bias_correction`] restores mean outputs; [`awq_scales`] and [`smooth_scales`] find factors of input channels,
 //! which are folded into the operation before. [`Hqq`] fits scales and zero points to the weights alone. [`KMeans`] writes codes that
-//! name the values of codebooks.
+//! name the values of codebooks. How far what was seen is trusted says [`Damping`].
 //!
 //! Scales, zero points and codes are, to the last bit, those that the `compressed-tensors` package computes from the
 //! same numbers on the CPU when rounding to nearest: every operation is rounded to the model's own precision.
@@ -19,6 +19,7 @@ mod awq;
 mod bias;
 pub(crate) mod calibrated;
 mod cast;
+mod damping;
 pub(crate) mod factor;
 mod gptq;
 mod histogram;
@@ -36,6 +37,7 @@ pub use autoround::AutoRound;
 pub use awq::{AwqOptions, AwqScales, ClippedRounding, awq_scales};
 pub use bias::bias_correction;
 pub use cast::{FloatCast, Overflow};
+pub use damping::Damping;
 pub use gptq::Gptq;
 pub use histogram::Histogram;
 pub use hqq::{Hqq, HqqOptions, hqq_zero_point};

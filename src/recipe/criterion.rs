@@ -1,5 +1,6 @@
 use super::{RecipeError, Selection};
 use crate::prune::{Allocation, Magnitude, Obc, Pruning, SparseGpt, SparsityPattern, Wanda};
+use crate::quantize::Damping;
 
 /// How it is chosen which single weights are dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -12,13 +13,13 @@ pub enum Criterion {
     Wanda,
     /// Those that the output misses least, with the others making good for them.
     SparseGpt {
-        /// What is added to the Hessian's diagonal, as a fraction of its mean; 0.01 by default.
-        damping: Option<f64>,
+        /// What is added to the Hessian's diagonal.
+        damping: Damping,
     },
     /// The same, exactly and one weight at a time, for small layers.
     Obc {
         /// As for [`SparseGpt`](Self::SparseGpt).
-        damping: Option<f64>,
+        damping: Damping,
     },
 }
 
@@ -39,8 +40,8 @@ impl Criterion {
         Ok(match name {
             "magnitude" => Self::Magnitude,
             "wanda" => Self::Wanda,
-            "sparsegpt" => Self::SparseGpt { damping: None },
-            "obc" => Self::Obc { damping: None },
+            "sparsegpt" => Self::SparseGpt { damping: Damping::default() },
+            "obc" => Self::Obc { damping: Damping::default() },
             _ => {
                 let valid = Self::NAMES.map(|(name, _)| name);
                 return Err(RecipeError::unknown_name("pruning method", name, &valid));
@@ -53,14 +54,8 @@ impl Criterion {
         match self {
             Self::Magnitude => Magnitude::from(pattern).into(),
             Self::Wanda => Wanda::new(pattern).into(),
-            Self::SparseGpt { damping } => {
-                let sparse_gpt = SparseGpt::new(pattern);
-                damping.map_or(sparse_gpt, |damping| sparse_gpt.damping(damping)).into()
-            }
-            Self::Obc { damping } => {
-                let obc = Obc::new(pattern);
-                damping.map_or(obc, |damping| obc.damping(damping)).into()
-            }
+            Self::SparseGpt { damping } => SparseGpt::new(pattern).damping(damping).into(),
+            Self::Obc { damping } => Obc::new(pattern).damping(damping).into(),
         }
     }
 

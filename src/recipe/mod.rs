@@ -31,14 +31,15 @@
 //! quantize = { type = "int", bits = 4, group_size = 64, observer = "mse" }
 //! ```
 //!
-//! * `prune`: `method` is `magnitude`, `wanda`, `sparsegpt` or `obc` (these with `damping`), each with `sparsity` and `scope`
+//! * `prune`: `method` is `magnitude`, `wanda`, `sparsegpt` or `obc` (these with `damping` and `shrinkage`), each with `sparsity` and `scope`
 //!   (`layer`, the default; `global`; `erk`, by shape; `sensitivity`) or with `pattern = "2:4"`; `n:m` with `pattern`, which is
 //!   magnitude, too; or `rows` or `columns` with `sparsity`. `wanda`, `sparsegpt` and `obc` need
 //!   [calibration](crate::Calibration); `sparsegpt` before `gptq` is done jointly with it. `layout` is `smallest` (the default), `dense`, `bitmask`, `rows` or, with a `pattern`, `n:m`.
 //! * `quantize`: `type` is `int` (the default) with `bits` and `symmetric`, `f8_e4m3`, or `f16` and `bf16` with `overflow`
 //!   (`refuse`, `clamp`). Codes have a `strategy`: `tensor`, `channel` (the default), `group` with `group_size`, or `block`
 //!   with `block = [rows, cols]`; and an `observer`: `min_max` (the default), `abs_max`, `percentile` with `percentile`,
-//!   `mse` or `entropy`. Integers have a `method`: `nearest` (the default), `gptq` with `act_order` and `damping`, `clip`, `hqq`,
+//!   `mse` or `entropy`. Integers have a `method`: `nearest` (the default), `gptq` with `act_order`, `damping` and
+//!   `shrinkage`, `clip`, `hqq`,
 //!   or `autoround` with `iterations`; all but the first and `hqq` need [calibration](crate::Calibration).
 //!   With `activations`, the layers' inputs are rounded to 8 bits too: `dynamic`, every token with its
 //!   own scale, or `static`, with one scale that calibration finds by an `activation_observer` (as `observer`, with

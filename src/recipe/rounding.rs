@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{RecipeError, Step};
 use crate::layer::Method;
-use crate::quantize::{AutoRound, ClippedRounding, CodeType, Gptq, Hqq, Observer, RoundToNearest};
+use crate::quantize::{AutoRound, ClippedRounding, CodeType, Damping, Gptq, Hqq, Observer, RoundToNearest};
 use crate::weight::{Bits, Granularity};
 
 /// How integer codes are chosen.
@@ -16,8 +16,8 @@ pub enum Rounding {
     Gptq {
         /// Whether columns with large activations come first; groups keep the columns they have.
         act_order: bool,
-        /// What is added to the Hessian's diagonal, as a fraction of its mean; 0.01 by default.
-        damping: Option<f64>,
+        /// What is added to the Hessian's diagonal.
+        damping: Damping,
     },
     /// The nearest, in ranges clipped with regard to the activations (AWQ's second part).
     Clipped,
@@ -48,8 +48,8 @@ impl Rounding {
     pub fn from_name(name: &str) -> Result<Self, RecipeError> {
         Ok(match name {
             "nearest" => Self::Nearest,
-            "gptq" => Self::Gptq { act_order: false, damping: None },
-            "gptq-act-order" => Self::Gptq { act_order: true, damping: None },
+            "gptq" => Self::Gptq { act_order: false, damping: Damping::default() },
+            "gptq-act-order" => Self::Gptq { act_order: true, damping: Damping::default() },
             "clip" => Self::Clipped,
             "hqq" => Self::HalfQuadratic,
             "autoround" => Self::Learned { iterations: None },
@@ -101,8 +101,7 @@ impl Rounding {
                 let gptq = Gptq::codes(CodeType::Int { bits, symmetric })
                     .granularity(granularity)
                     .observer(observer);
-                let gptq = gptq.act_order(act_order);
-                Arc::new(damping.map_or(gptq, |damping| gptq.damping(damping)))
+                Arc::new(gptq.act_order(act_order).damping(damping))
             }
             Self::Clipped => {
                 Arc::new(ClippedRounding::int(bits).symmetric(symmetric).granularity(granularity))

@@ -14,7 +14,7 @@ use crate::dtype::Precision;
 use crate::factorize::{Corrected, FactorType, Factorize, Rank};
 use crate::kernels::kmeans::Start;
 use crate::prune::{Allocation, Axis, Magnitude, Sparsity, SparsityPattern, Structured};
-use crate::quantize::{CodeType, FloatCast, KMeans, Observer, Overflow, ValueImportance};
+use crate::quantize::{CodeType, Damping, FloatCast, KMeans, Observer, Overflow, ValueImportance};
 use crate::weight::{Bits, CodebookBits, Granularity, LayoutKind};
 
 impl Recipe {
@@ -124,7 +124,7 @@ fn finish_step(fields: &Fields<'_>, mut step: Step) -> Result<Step, RecipeError>
 }
 
 fn read_prune(fields: &Fields<'_>) -> Result<Prune, RecipeError> {
-    fields.only(&["method", "sparsity", "scope", "pattern", "damping", "layout"])?;
+    fields.only(&["method", "sparsity", "scope", "pattern", "damping", "shrinkage", "layout"])?;
     let sparsity =
         || Ok::<_, RecipeError>(Sparsity::new(fields.required("sparsity", fields.number("sparsity")?)?)?);
     let method = fields.required("method", fields.string("method")?)?;
@@ -187,16 +187,20 @@ fn read_criterion(fields: &Fields<'_>, name: &str) -> Result<Criterion, RecipeEr
     }
 }
 
-fn read_damping(fields: &Fields<'_>) -> Result<Option<f64>, RecipeError> {
+fn read_damping(fields: &Fields<'_>) -> Result<Damping, RecipeError> {
     let damping = fields.number("damping")?;
     if damping.is_some_and(|damping| !(damping > 0.0 && damping.is_finite())) {
         return Err(RecipeError::value(fields.key("damping"), "must be above 0"));
     }
-    Ok(damping)
+    let shrinkage = fields.number("shrinkage")?.unwrap_or(0.0);
+    if !(0.0..1.0).contains(&shrinkage) {
+        return Err(RecipeError::value(fields.key("shrinkage"), "must be from 0 to below 1"));
+    }
+    Ok(damping.map_or_else(Damping::default, Damping::of_mean).shrinkage(shrinkage))
 }
 
 fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
-    const CODES: [&str; 18] = [
+    const CODES: [&str; 19] = [
         "type",
         "bits",
         "symmetric",
@@ -209,6 +213,7 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
         "method",
         "act_order",
         "damping",
+        "shrinkage",
         "iterations",
         "activations",
         "activation_symmetric",
@@ -372,7 +377,8 @@ fn read_rounding(fields: &Fields<'_>) -> Result<Rounding, RecipeError> {
             Ok(Rounding::Gptq { act_order: act_order.unwrap_or(named), damping })
         }
         _ if act_order.is_some() => belongs("act_order", "gptq"),
-        _ if damping.is_some() => belongs("damping", "gptq"),
+        _ if fields.table.contains_key("damping") => belongs("damping", "gptq"),
+        _ if fields.table.contains_key("shrinkage") => belongs("shrinkage", "gptq"),
         Rounding::Learned { .. } => {
             let count = |n: i64| usize::try_from(n).ok().filter(|n| *n > 0);
             let iterations = iterations.map(|n| {

@@ -134,6 +134,8 @@ fn values_outside_their_range() {
         ),
         ("prune = { method = \"wanda\", sparsity = 0.5, damping = 0.1 }", &["key `damping`"]),
         ("prune = { method = \"sparsegpt\", sparsity = 0.5, damping = 0 }", &["`damping`", "above 0"]),
+        ("prune = { method = \"obc\", sparsity = 0.5, shrinkage = 1.0 }", &["`shrinkage`", "below 1"]),
+        ("quantize = { method = \"hqq\", bits = 4, shrinkage = 0.2 }", &["`shrinkage`", "the method `gptq`"]),
         ("prune = { method = \"sparsegpt\" }", &["needs `sparsity`"]),
         (
             "prune = { method = \"wanda\", pattern = \"2:4\", scope = \"erk\" }",
