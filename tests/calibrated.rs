@@ -374,6 +374,35 @@ fn the_blocks_of_another_run_are_refused() {
     plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap();
 }
 
+/// What still runs after its folder was deleted writes into the one that the next run has made.
+#[test]
+fn a_single_block_of_another_run_is_refused() {
+    let checkpoint = tiny();
+    let folder = Folder::new();
+    let samples = samples(&checkpoint);
+    let recipes = [("out", recipe("gptq")), ("other", recipe("gptq-act-order"))];
+    for (name, recipe) in &recipes {
+        let mut calls = 0;
+        let mut stop = |_: Progress<'_>| {
+            calls += 1;
+            if calls > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let plan = Plan::new(&checkpoint, recipe).unwrap();
+        let stopped = plan.run_calibrated(folder.path().join(name), Calibration::new(&samples), &mut stop);
+        assert!(matches!(stopped, Err(PipelineError::Stopped)));
+    }
+    for file in ["block-00000.json", "block-00000.safetensors"] {
+        let [to, from] = ["out", "other"].map(|run| folder.path().join(format!("{run}.unfinished/{file}")));
+        std::fs::copy(from, to).unwrap();
+    }
+    let plan = Plan::new(&checkpoint, &recipes[0].1).unwrap();
+    let output = folder.path().join("out");
+    let refused = plan.run_calibrated(&output, Calibration::new(&samples), &mut go).unwrap_err();
+    let line = one_line(&refused);
+    assert!(line.contains("block-00000.json") && line.contains("another run"), "{line}");
+    assert!(!output.exists());
+}
+
 #[test]
 fn later_blocks_see_what_the_compressed_ones_give() {
     let checkpoint = tiny();

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::PipelineError;
@@ -16,12 +17,24 @@ use crate::weight::CompressedWeight;
 const STATE: &str = "run.json";
 const LOCK: &str = "lock";
 
+const OF_ANOTHER_RUN: &str = "holds the blocks of another run (another source, recipe, calibration or seed); finish that one, or \
+                              delete the folder";
+
 /// The folder of an unfinished run, `OUTPUT.unfinished`.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     folder: PathBuf,
+    /// Of the source, the recipe, the calibration and the seed.
+    fingerprint: String,
     /// Held as long as this run works on it.
     _lock: File,
+}
+
+/// What is said of a block beside its tensors.
+#[derive(Deserialize)]
+struct Described {
+    fingerprint: String,
+    reports: Vec<TensorReport>,
 }
 
 /// A block that is on the disk.
@@ -64,16 +77,13 @@ impl Unfinished {
         match read_regular(&state) {
             Ok(bytes) if serde_json::from_slice::<Value>(&bytes).ok().as_ref() == Some(&mine) => {}
             Ok(_) => {
-                let reason = "holds the blocks of another run (another source, recipe, calibration or seed); finish that one, \
-                              or delete the folder"
-                    .to_owned();
-                return Err(PipelineError::Unfinished { path: folder, reason });
+                return Err(PipelineError::Unfinished { path: folder, reason: OF_ANOTHER_RUN.to_owned() });
             }
             Err(_) => write_atomically(&folder, STATE, |path| {
                 fs::write(path, format!("{mine:#}\n")).map_err(CheckpointError::io(path, "write"))
             })?,
         }
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder, fingerprint: fingerprint.to_owned(), _lock: lock })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -92,10 +102,15 @@ impl Unfinished {
         // written last
         let path = self.folder.join(Self::block_name(block, "json"));
         let Ok(bytes) = read_regular(&path) else { return Ok(None) };
-        let reports = serde_json::from_slice(&bytes).map_err(|e| PipelineError::Unfinished {
-            path: path.clone(),
-            reason: format!("is damaged ({e}); delete the folder"),
-        })?;
+        let Described { fingerprint, reports } =
+            serde_json::from_slice(&bytes).map_err(|e| PipelineError::Unfinished {
+                path: path.clone(),
+                reason: format!("is damaged ({e}); delete the folder"),
+            })?;
+        if fingerprint != self.fingerprint {
+            // one that still runs, after its folder was deleted and made again
+            return Err(PipelineError::Unfinished { path, reason: OF_ANOTHER_RUN.to_owned() });
+        }
         let tensors = Checkpoint::open(self.folder.join(Self::block_name(block, "safetensors")))?;
         Ok(Some(Finished { tensors, reports }))
     }
@@ -114,7 +129,8 @@ impl Unfinished {
             write_tensors(path, tensors)
         })?;
         write_atomically(&self.folder, &Self::block_name(block, "json"), |path| {
-            fs::write(path, format!("{:#}\n", json!(reports))).map_err(CheckpointError::io(path, "write"))
+            let described = json!({ "fingerprint": self.fingerprint, "reports": reports });
+            fs::write(path, format!("{described:#}\n")).map_err(CheckpointError::io(path, "write"))
         })?;
         // as a run reads it that goes on from here, so that both write the same
         self.block(block)?.ok_or_else(|| PipelineError::Unfinished {
