@@ -546,8 +546,10 @@ fn rounding_and_pruning_together_take_the_larger_damping_of_both() {
     let joint = shrunk.jointly_with(&gptq).unwrap();
     assert!(joint.name().ends_with(", shrinkage 0.1"), "{}", joint.name());
     assert_eq!(joint.compress(&layer).unwrap().outcome.unwrap().damping, 0.03);
-    let unusable = Pruning::from(SparseGpt::new(half()).damping(f64::NAN));
-    let gptq = Gptq::int(Bits::new(4).unwrap());
-    let error = unusable.jointly_with(&gptq).unwrap().compress(&layer).unwrap_err().to_string();
-    assert!(error.contains("damping"), "{error}");
+    for (pruning, rounding) in [(f64::NAN, 0.01), (0.01, f64::NAN)] {
+        let unusable = Pruning::from(SparseGpt::new(half()).damping(pruning));
+        let gptq = Gptq::int(Bits::new(4).unwrap()).damping(rounding);
+        let error = unusable.jointly_with(&gptq).unwrap().compress(&layer).unwrap_err().to_string();
+        assert!(error.contains("damping"), "{error}");
+    }
 }

@@ -46,9 +46,9 @@ impl Damping {
         1.0 / (1.0 - self.shrinkage)
     }
 
-    /// The larger of both.
+    /// The larger of both, and of a number and none the latter, so that it is found out.
     pub(crate) fn max(self, other: Self) -> Self {
-        let larger = |a: f64, b: f64| if b <= a { a } else { b };
+        let larger = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
         let of_mean = larger(self.of_mean, other.of_mean);
         Self { of_mean, shrinkage: larger(self.shrinkage, other.shrinkage) }
     }

@@ -21,8 +21,8 @@ use crate::weight::{Bits, Coding, CompressedWeight, DenseValues, Granularity, Ma
 ///   [`static_groups`](Self::static_groups) from the weights of the layer. Whole channels, tensors and blocks always have the
 ///   latter.
 /// - `λ` is a fraction of the mean of `H`'s diagonal over the channels that are not dead; with a [`Damping::shrinkage`] what
-///   channels have in common counts for less. When the factorization fails, the next
-///   larger of 0.01, 0.03, 0.1, 0.3 and 1 is taken, which the outcome notes.
+///   channels have in common counts for less. When the factorization fails, the next larger of 0.01, 0.03, 0.1, 0.3 and 1 is
+///   taken, which the outcome notes.
 /// - The weights of dead channels (whose input was always zero) change nothing and are rounded to nearest.
 /// - Weights that were pruned before stay zero; the others change without them.
 /// - With [`pruning`](Self::pruning) weights are pruned in the same sweep, and the others make good that, too.
