@@ -354,7 +354,7 @@ unsafe fn float_rows<const ROWS: usize, const CHAINS: usize>(tile: &mut FloatTil
     }
 }
 
-/// The sums of all blocks, before scaling, as [`super::portable::float_body`] orders them.
+/// The sums of all blocks, before scaling, as [`super::portable::float_tile`] orders them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
 #[inline]
 unsafe fn float_dot<const ROWS: usize, const CHAINS: usize, const KIND: u8>(

@@ -6,14 +6,16 @@
 
 pub(in crate::kernels) mod activations;
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod codes;
 #[cfg(target_arch = "x86_64")]
 mod codes_avx512;
 mod decode;
 mod dense;
+#[cfg(target_arch = "x86_64")]
+mod floats_avx2;
+#[cfg(target_arch = "x86_64")]
+mod ints_avx2;
 pub(in crate::kernels) mod output;
 pub(crate) mod panels;
 mod portable;

@@ -75,26 +75,33 @@ fn start(tile: &mut IntTile<'_, '_>, group: usize) {
 /// Scales a group's sums, which count in `unit`s, adds them to the total, and completes it after the last group.
 #[inline(always)]
 pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usize, unit: f32, sums: &[f32]) {
-    let scales = finish.scales.get(group * PANEL..).unwrap_or_default();
-    for (row, sums) in sums.chunks_exact(PANEL).enumerate() {
-        let total = &mut finish.total[row * PANEL..][..PANEL];
-        for (output, sum) in sums.iter().enumerate() {
-            let scaled = sum * scales.get(output).map_or(unit, |scale| scale * unit);
-            total[output] = if finish.add || group > 0 { total[output] + scaled } else { scaled };
+    let mut factors = [unit; PANEL];
+    if let Some(scales) = finish.scales.get(group * PANEL..) {
+        factors.iter_mut().zip(scales).for_each(|(factor, scale)| *factor = scale * unit);
+    }
+    let add = finish.add || group > 0;
+    let totals = finish.total.as_chunks_mut::<PANEL>().0;
+    for (row, (sums, total)) in sums.as_chunks::<PANEL>().0.iter().zip(totals).enumerate() {
+        let mut scaled = *sums;
+        scaled.iter_mut().zip(&factors).for_each(|(sum, factor)| *sum *= factor);
+        if add {
+            total.iter_mut().zip(&scaled).for_each(|(total, scaled)| *total += scaled);
+        } else {
+            *total = scaled;
         }
         let Some(last) = finish.last.as_mut().filter(|_| group + 1 == groups) else { continue };
-        let row_scale = last.row_scales.get(row).copied().unwrap_or(1.0);
-        for (output, y) in last.y.row_mut(row).iter_mut().enumerate() {
-            let scaled = total[output] * row_scale;
-            let value = last.bias.get(output).map_or(scaled, |bias| scaled + bias);
-            // a comparison, because `max` would turn NaN into 0
-            *y = if last.relu && value < 0.0 { 0.0 } else { value };
+        let mut values = *total;
+        if let Some(scale) = last.row_scales.get(row) {
+            values.iter_mut().for_each(|value| *value *= scale);
         }
+        values.iter_mut().zip(last.bias).for_each(|(value, bias)| *value += bias);
+        if last.relu {
+            // a comparison, because `max` would turn NaN into 0
+            values.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
+        }
+        let y = last.y.row_mut(row);
+        y.copy_from_slice(&values[..y.len()]);
     }
-}
-
-pub(super) fn float_tile(tile: &mut FloatTile<'_, '_>) {
-    float_body(tile);
 }
 
 /// Sums that run beside each other for each output: one chain of few rows would wait for itself.
@@ -111,8 +118,7 @@ pub(super) const F8_UNIT: f32 = 256.0;
 
 /// Fused multiply-adds in order of the columns: column `c` belongs to chain `c mod chains`, and chains are added in order.
 /// e4m3 codes count in units of [`F8_UNIT`].
-#[inline(always)]
-pub(super) fn float_body(tile: &mut FloatTile<'_, '_>) {
+pub(super) fn float_tile(tile: &mut FloatTile<'_, '_>) {
     match tile.rows {
         // numbers that the compiler knows
         1 => float_chains::<4>(tile),
@@ -121,7 +127,6 @@ pub(super) fn float_body(tile: &mut FloatTile<'_, '_>) {
     }
 }
 
-#[inline(always)]
 fn float_chains<const CHAINS: usize>(tile: &mut FloatTile<'_, '_>) {
     debug_assert_eq!(CHAINS, chains(tile.rows));
     let blocks = tile.codes.len() / tile.storage.block_bytes() / tile.groups;

@@ -1,7 +1,9 @@
 //! Whole products over prepacked weights.
 
 use super::activations::{ActivationCodes, FloatTiles, IntTiles, tiles};
-use super::decode::{decode, widen_nibbles};
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::decode::decode;
 use super::panels::{BLOCK, Columns, PANEL, Panels, Storage, ZeroPoints};
 use super::schedule::{At, Job, Schedule, Scratch, run};
 use super::tile::{Finish, FloatTile, IntTile, Last, Start, Zeros};
@@ -128,11 +130,15 @@ fn int_piece(
     let code_sums = panels.of_panel(at.panel, code_sums);
     let bias = PanelBias::new(epilogue.bias, at.panel);
     let bytes = panels.storage.block_bytes();
+    #[allow(unused_mut)] // other processors multiply what is stored
     let (mut storage, mut piece) = (panels.storage, &codes[at.blocks.start * bytes..at.blocks.end * bytes]);
+    #[allow(unused_mut)]
     let mut ahead = panels.ahead(blocked);
-    if blocked && storage == Storage::Nibble {
+    // AVX-512 multiplies bytes as fast as nibbles, which it would have to separate for every tile
+    #[cfg(target_arch = "x86_64")]
+    if let (true, Storage::Nibble, Isa::Avx512(proof)) = (blocked, storage, isa) {
         scratch.wide.reserve::<u8>(piece.len() * 2);
-        widen_nibbles(isa, piece, scratch.wide.bytes_mut());
+        avx512::widen_nibbles(proof, piece, scratch.wide.bytes_mut());
         (storage, piece, ahead) = (Storage::Byte, &scratch.wide.bytes()[..piece.len() * 2], 0);
     }
     let bytes = storage.block_bytes();

@@ -7,7 +7,7 @@ use super::portable;
 use crate::kernels::level::Isa;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx512, floats_avx2, ints_avx2};
 
 /// What integer sums begin with.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +126,7 @@ impl IntTile<'_, '_> {
         match isa {
             Isa::Portable => portable::int_tile(self),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(proof) => avx2::int_tile(proof, self),
+            Isa::Avx2(proof) => ints_avx2::int_tile(proof, self),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => avx512::int_tile(proof, self),
         }
@@ -159,7 +159,7 @@ impl FloatTile<'_, '_> {
         match isa {
             Isa::Portable => portable::float_tile(self),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(proof) => avx2::float_tile(proof, self),
+            Isa::Avx2(proof) => floats_avx2::float_tile(proof, self),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => avx512::float_tile(proof, self),
         }

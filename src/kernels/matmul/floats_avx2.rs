@@ -1,0 +1,312 @@
+//! Tiles of float activations in AVX2: sixteen outputs at a time, in two registers per row.
+
+use std::arch::x86_64::{
+    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_and_si128, _mm_cvtepu8_epi16, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_or_si128, _mm_prefetch, _mm_set1_epi16, _mm_slli_epi16, _mm256_add_ps,
+    _mm256_and_si256, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
+    _mm256_sub_epi32,
+};
+use std::mem::MaybeUninit;
+
+use super::activations::TILE;
+use super::panels::{BLOCK, PANEL, Storage};
+use super::portable::{F8_UNIT, chains, finish_rows};
+use super::tile::{FloatTile, Zeros};
+use crate::kernels::level::Avx2;
+
+/// Values in a register.
+const LANES: usize = 8;
+
+/// Most rows whose sums leave registers for weights.
+const ROWS: usize = 6;
+
+/// Blocks that are decoded at once for more rows than that: 16 KiB of values.
+const DECODED: usize = 16;
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+const F8: u8 = 3;
+const BYTE: u8 = 4;
+const NIBBLE: u8 = 5;
+
+/// Evaluates an expression in which `$kind` is a constant: how codes are stored.
+macro_rules! by_storage {
+    ($storage:expr, $kind:ident, $body:expr) => {
+        by_storage!(@each $storage, $kind, $body, F32 F32, F16 F16, Bf16 BF16, F8 F8, Byte BYTE, Nibble NIBBLE)
+    };
+    (@each $storage:expr, $kind:ident, $body:expr, $($variant:ident $value:ident),*) => {
+        match $storage {
+            $(Storage::$variant => {
+                const $kind: u8 = $value;
+                $body
+            })*
+        }
+    };
+}
+
+pub(super) fn float_tile(_: Avx2, tile: &mut FloatTile<'_, '_>) {
+    // SAFETY: the token proves that the instructions exist; `FloatTile::run` checked the lengths of all slices.
+    unsafe { float_groups(tile) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_groups(tile: &mut FloatTile<'_, '_>) {
+    let bytes = tile.codes.len() / tile.groups;
+    let values = bytes / tile.storage.block_bytes() * BLOCK * tile.rows;
+    for group in 0..tile.groups {
+        let mut sums = [0f32; TILE * PANEL];
+        let run = Run {
+            codes: &tile.codes[group * bytes..][..bytes],
+            ahead: tile.ahead,
+            zeros: tile.zeros.of_group(group),
+            activations: &tile.activations[group * values..][..values],
+            stride: tile.rows,
+        };
+        // SAFETY: the run holds as many columns of codes as of activations, for all the rows of the tile.
+        unsafe {
+            match tile.rows {
+                1 => by_storage!(tile.storage, KIND, dot::<1, { chains(1) }, KIND>(&run, 0, &mut sums)),
+                2 => by_storage!(tile.storage, KIND, dot::<2, { chains(2) }, KIND>(&run, 0, &mut sums)),
+                3 => by_storage!(tile.storage, KIND, dot::<3, { chains(3) }, KIND>(&run, 0, &mut sums)),
+                4 => by_storage!(tile.storage, KIND, dot::<4, { chains(4) }, KIND>(&run, 0, &mut sums)),
+                5 => by_storage!(tile.storage, KIND, dot::<5, { chains(5) }, KIND>(&run, 0, &mut sums)),
+                6 => by_storage!(tile.storage, KIND, dot::<6, { chains(6) }, KIND>(&run, 0, &mut sums)),
+                _ => dot_many(tile.storage, &run, &mut sums),
+            }
+        }
+        let unit = if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 };
+        finish_rows(&mut tile.finish, group, tile.groups, unit, &sums[..tile.rows * PANEL]);
+    }
+}
+
+/// The blocks of one group.
+struct Run<'a> {
+    codes: &'a [u8],
+    ahead: usize,
+    zeros: Zeros<'a>,
+    /// `[column][stride]`
+    activations: &'a [f32],
+    stride: usize,
+}
+
+/// [`dot`] for more rows than registers have sums for: in two parts, which share what was decoded.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dot_many(storage: Storage, run: &Run<'_>, sums: &mut [f32; TILE * PANEL]) {
+    let mut values = [const { MaybeUninit::<f32>::uninit() }; DECODED * BLOCK * PANEL];
+    let chunks = run.codes.chunks(DECODED * storage.block_bytes());
+    let half = run.stride.div_ceil(2);
+    for (codes, activations) in chunks.zip(run.activations.chunks(DECODED * BLOCK * run.stride)) {
+        // SAFETY: the caller's promise; `values` has room for the blocks of a chunk, and two halves of at most six rows
+        // make up the rows of the tile.
+        unsafe {
+            let codes = if storage == Storage::F32 {
+                codes
+            } else {
+                by_storage!(
+                    storage,
+                    KIND,
+                    decode_blocks::<KIND>(codes, run.zeros, None, values.as_mut_ptr().cast())
+                );
+                let decoded = codes.len() / storage.block_bytes() * Storage::F32.block_bytes();
+                std::slice::from_raw_parts(values.as_ptr().cast(), decoded)
+            };
+            let part = Run { codes, activations, ..*run };
+            for (first, rows) in [(0, half), (half, run.stride - half)] {
+                match rows {
+                    3 => dot::<3, 1, F32>(&part, first, sums),
+                    4 => dot::<4, 1, F32>(&part, first, sums),
+                    5 => dot::<5, 1, F32>(&part, first, sums),
+                    _ => dot::<ROWS, 1, F32>(&part, first, sums),
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of all blocks to the sums of `N` rows from `first` on, before scaling, as
+/// [`super::portable::float_tile`] orders them.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dot<const N: usize, const CHAINS: usize, const KIND: u8>(
+    run: &Run<'_>,
+    first: usize,
+    sums: &mut [f32; TILE * PANEL],
+) {
+    for output in (0..PANEL).step_by(2 * LANES) {
+        let mut chains = [[[_mm256_setzero_ps(); 2]; N]; CHAINS];
+        // SAFETY: the caller's promise: activations hold `stride` values for each column of the blocks, and
+        // `first + N` is at most `stride`; loads of codes lie in a block, those of sums in the sums of a row.
+        unsafe {
+            let sums = sums.as_mut_ptr().add(first * PANEL + output);
+            for (row, chain) in chains[0].iter_mut().enumerate() {
+                let from = sums.add(row * PANEL);
+                *chain = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES))];
+            }
+            let zeros = [load_zeros(run.zeros, output), load_zeros(run.zeros, output + LANES)];
+            let mut x = run.activations.as_ptr().add(first);
+            for block in run.codes.chunks_exact(block_bytes(KIND)) {
+                if first + output == 0 {
+                    for line in (0..block.len()).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(run.ahead + line).cast());
+                    }
+                }
+                for column in 0..BLOCK {
+                    let weights = [
+                        column_of::<KIND>(block.as_ptr(), column, output, zeros[0]),
+                        column_of::<KIND>(block.as_ptr(), column, output + LANES, zeros[1]),
+                    ];
+                    for (row, sums) in chains[column % CHAINS].iter_mut().enumerate() {
+                        let x = _mm256_broadcast_ss(&*x.add(row));
+                        sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
+                        sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
+                    }
+                    x = x.add(run.stride);
+                }
+            }
+            for row in 0..N {
+                let mut sum = chains[0][row];
+                for chain in &chains[1..] {
+                    sum = [_mm256_add_ps(sum[0], chain[row][0]), _mm256_add_ps(sum[1], chain[row][1])];
+                }
+                let to = sums.add(row * PANEL);
+                _mm256_storeu_ps(to, sum[0]);
+                _mm256_storeu_ps(to.add(LANES), sum[1]);
+            }
+        }
+    }
+}
+
+const fn block_bytes(kind: u8) -> usize {
+    match kind {
+        F32 => Storage::F32,
+        F16 => Storage::F16,
+        BF16 => Storage::Bf16,
+        F8 => Storage::F8,
+        BYTE => Storage::Byte,
+        _ => Storage::Nibble,
+    }
+    .block_bytes()
+}
+
+/// Writes whole blocks of codes as scaled values, `[column][32 outputs]`.
+pub(super) fn decode(
+    _: Avx2,
+    storage: Storage,
+    codes: &[u8],
+    zeros: Zeros<'_>,
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    assert!(out.len() >= codes.len() / storage.block_bytes() * BLOCK * PANEL);
+    zeros.check(1);
+    let unit = if storage == Storage::F8 { F8_UNIT } else { 1.0 };
+    let mut factors = [unit; PANEL];
+    if !scales.is_empty() {
+        factors.iter_mut().zip(&scales[..PANEL]).for_each(|(factor, scale)| *factor *= scale);
+    }
+    // SAFETY: the token proves that the instructions exist, and the lengths were checked.
+    unsafe {
+        by_storage!(storage, KIND, decode_blocks::<KIND>(codes, zeros, Some(&factors), out.as_mut_ptr()))
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn decode_blocks<const KIND: u8>(
+    codes: &[u8],
+    zeros: Zeros<'_>,
+    factors: Option<&[f32; PANEL]>,
+    out: *mut f32,
+) {
+    for output in (0..PANEL).step_by(LANES) {
+        // SAFETY: the caller's promise: `out` holds 32 values for each column of the blocks.
+        unsafe {
+            let zeros = load_zeros(zeros, output);
+            let factor =
+                factors.map_or(_mm256_set1_ps(1.0), |factors| _mm256_loadu_ps(factors.as_ptr().add(output)));
+            let mut to = out.add(output);
+            for block in codes.chunks_exact(block_bytes(KIND)) {
+                for column in 0..BLOCK {
+                    let value = column_of::<KIND>(block.as_ptr(), column, output, zeros);
+                    _mm256_storeu_ps(to, _mm256_mul_ps(value, factor));
+                    to = to.add(PANEL);
+                }
+            }
+        }
+    }
+}
+
+/// Zero points of eight outputs.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_zeros(zeros: Zeros<'_>, output: usize) -> __m256i {
+    match zeros {
+        Zeros::All(zero) => _mm256_set1_epi32(zero),
+        // SAFETY: the caller's promise that there are 32.
+        Zeros::Each(zeros) => unsafe { _mm256_loadu_si256(zeros.as_ptr().add(output).cast()) },
+    }
+}
+
+/// Eight outputs of one column of a block; e4m3 in units of [`F8_UNIT`].
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+unsafe fn column_of<const KIND: u8>(
+    block: *const u8,
+    column: usize,
+    output: usize,
+    zeros: __m256i,
+) -> __m256 {
+    let element = column * PANEL + output;
+    // SAFETY: the caller's promise that `block` points to a whole block.
+    unsafe {
+        match KIND {
+            F32 => _mm256_loadu_ps(block.add(element * 4).cast()),
+            F16 => _mm256_cvtph_ps(load_128(block.add(element * 2))),
+            BF16 => {
+                let wide = _mm256_cvtepu16_epi32(load_128(block.add(element * 2)));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }
+            F8 => {
+                let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(block.add(element).cast()));
+                let sign = _mm_and_si128(_mm_slli_epi16::<8>(wide), _mm_set1_epi16(i16::MIN));
+                let magnitude = _mm_slli_epi16::<7>(_mm_and_si128(wide, _mm_set1_epi16(0x7f)));
+                _mm256_cvtph_ps(_mm_or_si128(sign, magnitude))
+            }
+            BYTE => {
+                let at = column / 4 * PANEL * 4 + output * 4;
+                let lanes = _mm256_loadu_si256(block.add(at).cast());
+                let code = match column % 4 {
+                    0 => lanes,
+                    1 => _mm256_srli_epi32::<8>(lanes),
+                    2 => _mm256_srli_epi32::<16>(lanes),
+                    _ => _mm256_srli_epi32::<24>(lanes),
+                };
+                let code = _mm256_and_si256(code, _mm256_set1_epi32(0xff));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zeros))
+            }
+            _ => {
+                let lanes = _mm256_loadu_si256(block.add(output * 4).cast());
+                let code = match column {
+                    0 => lanes,
+                    1 => _mm256_srli_epi32::<8>(lanes),
+                    2 => _mm256_srli_epi32::<16>(lanes),
+                    3 => _mm256_srli_epi32::<24>(lanes),
+                    4 => _mm256_srli_epi32::<4>(lanes),
+                    5 => _mm256_srli_epi32::<12>(lanes),
+                    6 => _mm256_srli_epi32::<20>(lanes),
+                    _ => _mm256_srli_epi32::<28>(lanes),
+                };
+                let code = _mm256_and_si256(code, _mm256_set1_epi32(15));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zeros))
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_128(from: *const u8) -> __m128i {
+    // SAFETY: the caller's promise that 16 bytes can be read.
+    unsafe { _mm_loadu_si128(from.cast()) }
+}
