@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _MM_HINT_T0, _mm_and_si128, _mm_cvtepu8_epi16, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_or_si128, _mm_prefetch, _mm_set1_epi16, _mm_slli_epi16, _mm256_add_ps,
-    _mm256_and_si256, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
-    _mm256_sub_epi32,
+    _mm_loadu_si128, _mm_or_si128, _mm_prefetch, _mm_set1_epi16, _mm_slli_epi16, _mm256_and_si256,
+    _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
 };
 use std::mem::MaybeUninit;
 
 use super::activations::TILE;
 use super::panels::{BLOCK, PANEL, Storage};
 use super::portable::{F8_UNIT, chains, finish_rows};
+use super::product::FLOAT_DEPTH;
 use super::tile::{FloatTile, Zeros};
 use crate::kernels::level::Avx2;
 
@@ -22,8 +22,8 @@ const LANES: usize = 8;
 /// Most rows whose sums leave registers for weights.
 const ROWS: usize = 6;
 
-/// Blocks that are decoded at once for more rows than that: 16 KiB of values.
-const DECODED: usize = 16;
+/// Blocks whose values, 24 KiB, stay in the first cache while all rows and outputs meet.
+const CHUNK: usize = FLOAT_DEPTH;
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -54,35 +54,38 @@ pub(super) fn float_tile(_: Avx2, tile: &mut FloatTile<'_, '_>) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn float_groups(tile: &mut FloatTile<'_, '_>) {
-    let bytes = tile.codes.len() / tile.groups;
-    let values = bytes / tile.storage.block_bytes() * BLOCK * tile.rows;
+    let (rows, bytes) = (tile.rows, tile.storage.block_bytes());
+    let unit = if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 };
+    let group_bytes = tile.codes.len() / tile.groups;
+    let values = group_bytes / bytes * BLOCK * rows;
     for group in 0..tile.groups {
+        let codes = tile.codes[group * group_bytes..][..group_bytes].chunks(CHUNK * bytes);
+        let activations = tile.activations[group * values..][..values].chunks(CHUNK * BLOCK * rows);
+        let zeros = tile.zeros.of_group(group);
+        // `[chain][row][32 outputs]`
         let mut sums = [0f32; TILE * PANEL];
-        let run = Run {
-            codes: &tile.codes[group * bytes..][..bytes],
-            ahead: tile.ahead,
-            zeros: tile.zeros.of_group(group),
-            activations: &tile.activations[group * values..][..values],
-            stride: tile.rows,
-        };
-        // SAFETY: the run holds as many columns of codes as of activations, for all the rows of the tile.
-        unsafe {
-            match tile.rows {
-                1 => by_storage!(tile.storage, KIND, dot::<1, { chains(1) }, KIND>(&run, 0, &mut sums)),
-                2 => by_storage!(tile.storage, KIND, dot::<2, { chains(2) }, KIND>(&run, 0, &mut sums)),
-                3 => by_storage!(tile.storage, KIND, dot::<3, { chains(3) }, KIND>(&run, 0, &mut sums)),
-                4 => by_storage!(tile.storage, KIND, dot::<4, { chains(4) }, KIND>(&run, 0, &mut sums)),
-                5 => by_storage!(tile.storage, KIND, dot::<5, { chains(5) }, KIND>(&run, 0, &mut sums)),
-                6 => by_storage!(tile.storage, KIND, dot::<6, { chains(6) }, KIND>(&run, 0, &mut sums)),
-                _ => dot_many(tile.storage, &run, &mut sums),
+        for (codes, activations) in codes.zip(activations) {
+            let run = Run { codes, ahead: tile.ahead, zeros, activations, stride: rows };
+            // SAFETY: the run holds as many columns of codes as of activations, for all the rows of the tile.
+            unsafe {
+                if rows <= ROWS {
+                    by_storage!(tile.storage, KIND, few::<KIND>(&run, &mut sums));
+                } else if tile.storage == Storage::F32 {
+                    many(&run, &mut sums);
+                } else {
+                    by_storage!(tile.storage, KIND, many_decoded::<KIND>(&run, &mut sums));
+                }
             }
         }
-        let unit = if tile.storage == Storage::F8 { F8_UNIT } else { 1.0 };
-        finish_rows(&mut tile.finish, group, tile.groups, unit, &sums[..tile.rows * PANEL]);
+        let (first, others) = sums.split_at_mut(rows * PANEL);
+        for chain in others.chunks_exact(rows * PANEL).take(chains(rows) - 1) {
+            first.iter_mut().zip(chain).for_each(|(sum, more)| *sum += *more);
+        }
+        finish_rows(&mut tile.finish, group, tile.groups, unit, first);
     }
 }
 
-/// The blocks of one group.
+/// At most [`CHUNK`] blocks of a group.
 struct Run<'a> {
     codes: &'a [u8],
     ahead: usize,
@@ -92,88 +95,100 @@ struct Run<'a> {
     stride: usize,
 }
 
-/// [`dot`] for more rows than registers have sums for: in two parts, which share what was decoded.
+/// As many rows as registers have sums for.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_many(storage: Storage, run: &Run<'_>, sums: &mut [f32; TILE * PANEL]) {
-    let mut values = [const { MaybeUninit::<f32>::uninit() }; DECODED * BLOCK * PANEL];
-    let chunks = run.codes.chunks(DECODED * storage.block_bytes());
-    let half = run.stride.div_ceil(2);
-    for (codes, activations) in chunks.zip(run.activations.chunks(DECODED * BLOCK * run.stride)) {
-        // SAFETY: the caller's promise; `values` has room for the blocks of a chunk, and two halves of at most six rows
-        // make up the rows of the tile.
+unsafe fn few<const KIND: u8>(run: &Run<'_>, sums: &mut [f32; TILE * PANEL]) {
+    for output in (0..PANEL).step_by(2 * LANES) {
+        // SAFETY: the caller's promise.
         unsafe {
-            let codes = if storage == Storage::F32 {
-                codes
-            } else {
-                by_storage!(
-                    storage,
-                    KIND,
-                    decode_blocks::<KIND>(codes, run.zeros, None, values.as_mut_ptr().cast())
-                );
-                let decoded = codes.len() / storage.block_bytes() * Storage::F32.block_bytes();
-                std::slice::from_raw_parts(values.as_ptr().cast(), decoded)
-            };
-            let part = Run { codes, activations, ..*run };
-            for (first, rows) in [(0, half), (half, run.stride - half)] {
+            match run.stride {
+                1 => dot::<1, { chains(1) }, KIND>(run, 0, output, sums),
+                2 => dot::<2, { chains(2) }, KIND>(run, 0, output, sums),
+                3 => dot::<3, { chains(3) }, KIND>(run, 0, output, sums),
+                4 => dot::<4, { chains(4) }, KIND>(run, 0, output, sums),
+                5 => dot::<5, { chains(5) }, KIND>(run, 0, output, sums),
+                _ => dot::<ROWS, { chains(ROWS) }, KIND>(run, 0, output, sums),
+            }
+        }
+    }
+}
+
+/// Seven to twelve rows, in two parts that meet the same weights soon after each other.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn many(run: &Run<'_>, sums: &mut [f32; TILE * PANEL]) {
+    let half = run.stride.div_ceil(2);
+    for output in (0..PANEL).step_by(2 * LANES) {
+        for (first, rows) in [(0, half), (half, run.stride - half)] {
+            // SAFETY: the caller's promise; the parts, of at most six rows, make up all rows.
+            unsafe {
                 match rows {
-                    3 => dot::<3, 1, F32>(&part, first, sums),
-                    4 => dot::<4, 1, F32>(&part, first, sums),
-                    5 => dot::<5, 1, F32>(&part, first, sums),
-                    _ => dot::<ROWS, 1, F32>(&part, first, sums),
+                    3 => dot::<3, 1, F32>(run, first, output, sums),
+                    4 => dot::<4, 1, F32>(run, first, output, sums),
+                    5 => dot::<5, 1, F32>(run, first, output, sums),
+                    _ => dot::<ROWS, 1, F32>(run, first, output, sums),
                 }
             }
         }
     }
 }
 
-/// Adds the products of all blocks to the sums of `N` rows from `first` on, before scaling, as
-/// [`super::portable::float_tile`] orders them.
+/// [`many`], with the values of the codes. Not inlined, because only these want so much of the stack.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn many_decoded<const KIND: u8>(run: &Run<'_>, sums: &mut [f32; TILE * PANEL]) {
+    let mut values = [const { MaybeUninit::<f32>::uninit() }; CHUNK * BLOCK * PANEL];
+    // SAFETY: the caller's promise; `values` has room for the blocks of a run.
+    unsafe {
+        decode_blocks::<KIND>(run.codes, run.zeros, None, values.as_mut_ptr().cast());
+        let len = run.codes.len() / block_bytes(KIND) * Storage::F32.block_bytes();
+        let codes = std::slice::from_raw_parts(values.as_ptr().cast(), len);
+        many(&Run { codes, ahead: 0, ..*run }, sums);
+    }
+}
+
+/// Adds the products of all blocks to the sums of `N` rows from `first` on and sixteen outputs from `output` on, before scaling,
+/// as [`super::portable::float_tile`] orders them.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dot<const N: usize, const CHAINS: usize, const KIND: u8>(
     run: &Run<'_>,
     first: usize,
+    output: usize,
     sums: &mut [f32; TILE * PANEL],
 ) {
-    for output in (0..PANEL).step_by(2 * LANES) {
+    // SAFETY: the caller's promise: activations hold `stride` values for each column of the blocks, and `first + N` is at
+    // most `stride`; loads of codes lie in a block. Few rows have several chains, but no more than there are sums.
+    unsafe {
+        let sums = sums.as_mut_ptr().add(first * PANEL + output);
         let mut chains = [[[_mm256_setzero_ps(); 2]; N]; CHAINS];
-        // SAFETY: the caller's promise: activations hold `stride` values for each column of the blocks, and
-        // `first + N` is at most `stride`; loads of codes lie in a block, those of sums in the sums of a row.
-        unsafe {
-            let sums = sums.as_mut_ptr().add(first * PANEL + output);
-            for (row, chain) in chains[0].iter_mut().enumerate() {
-                let from = sums.add(row * PANEL);
-                *chain = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES))];
-            }
-            let zeros = [load_zeros(run.zeros, output), load_zeros(run.zeros, output + LANES)];
-            let mut x = run.activations.as_ptr().add(first);
-            for block in run.codes.chunks_exact(block_bytes(KIND)) {
-                if first + output == 0 {
-                    for line in (0..block.len()).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(run.ahead + line).cast());
-                    }
-                }
-                for column in 0..BLOCK {
-                    let weights = [
-                        column_of::<KIND>(block.as_ptr(), column, output, zeros[0]),
-                        column_of::<KIND>(block.as_ptr(), column, output + LANES, zeros[1]),
-                    ];
-                    for (row, sums) in chains[column % CHAINS].iter_mut().enumerate() {
-                        let x = _mm256_broadcast_ss(&*x.add(row));
-                        sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
-                        sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
-                    }
-                    x = x.add(run.stride);
+        for (i, sum) in chains.as_flattened_mut().iter_mut().enumerate() {
+            let from = sums.add(i * PANEL);
+            *sum = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES))];
+        }
+        let zeros = [load_zeros(run.zeros, output), load_zeros(run.zeros, output + LANES)];
+        let mut x = run.activations.as_ptr().add(first);
+        for block in run.codes.chunks_exact(block_bytes(KIND)) {
+            if first + output == 0 && run.ahead > 0 {
+                for line in (0..block.len()).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(run.ahead + line).cast());
                 }
             }
-            for row in 0..N {
-                let mut sum = chains[0][row];
-                for chain in &chains[1..] {
-                    sum = [_mm256_add_ps(sum[0], chain[row][0]), _mm256_add_ps(sum[1], chain[row][1])];
+            for column in 0..BLOCK {
+                let weights = [
+                    column_of::<KIND>(block.as_ptr(), column, output, zeros[0]),
+                    column_of::<KIND>(block.as_ptr(), column, output + LANES, zeros[1]),
+                ];
+                for (row, sums) in chains[column % CHAINS].iter_mut().enumerate() {
+                    let x = _mm256_broadcast_ss(&*x.add(row));
+                    sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
+                    sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
                 }
-                let to = sums.add(row * PANEL);
-                _mm256_storeu_ps(to, sum[0]);
-                _mm256_storeu_ps(to.add(LANES), sum[1]);
+                x = x.add(run.stride);
             }
+        }
+        for (i, sum) in chains.as_flattened().iter().enumerate() {
+            let to = sums.add(i * PANEL);
+            _mm256_storeu_ps(to, sum[0]);
+            _mm256_storeu_ps(to.add(LANES), sum[1]);
         }
     }
 }

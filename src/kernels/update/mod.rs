@@ -4,6 +4,8 @@
 //! does so in one order, too, whatever thread does it.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 
@@ -11,7 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::level::{Isa, multiversion};
+use super::level::Isa;
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = 12;
@@ -28,20 +30,14 @@ const STRIP: usize = 4 * TILE;
 /// Products that are summed before they are added to what is there: a panel of so many rows fits into the first-level cache.
 const DEPTH: usize = 256;
 
-multiversion! {
-    fn add_product_any(a: &[f32], b: &[f32], tile: &mut Tile) = portable::add_product
-}
-
-multiversion! {
-    fn add_outer_any(factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) = portable::add_outer
-}
-
 /// Adds `factors[i] · x` to row `i` of `[factors.len(), 32]`, each product fused with its sum.
 pub(crate) fn add_outer(isa: Isa, factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => avx512::add_outer(proof, factors, x, rows),
-        _ => add_outer_any(isa, factors, x, rows),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => avx2::add_outer(proof, factors, x, rows),
+        Isa::Portable => portable::add_outer(factors, x, rows),
     }
 }
 
@@ -51,7 +47,9 @@ pub(crate) fn add_product(isa: Isa, a: &[f32], b: &[f32], tile: &mut Tile) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => avx512::add_product(proof, a, b, tile),
-        _ => add_product_any(isa, a, b, tile),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => avx2::add_product(proof, a, b, tile),
+        Isa::Portable => portable::add_product(a, b, tile),
     }
 }
 
