@@ -1,18 +1,18 @@
-//! Tiles of float activations in AVX2: sixteen outputs at a time, in two registers per row.
+//! Tiles of float activations in AVX2: sixteen outputs at a time, in two registers per row. Weights are not fetched ahead, which was
+//! slower than what the processor does by itself.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_and_si128, _mm_cvtepu8_epi16, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_or_si128, _mm_prefetch, _mm_set1_epi16, _mm_slli_epi16, _mm256_and_si256,
-    _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
+    __m128i, __m256, __m256i, _mm_and_si128, _mm_cvtepu8_epi16, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_or_si128, _mm_set1_epi16, _mm_slli_epi16, _mm256_and_si256, _mm256_broadcast_ss, _mm256_castsi256_ps,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32,
 };
 use std::mem::MaybeUninit;
 
 use super::activations::TILE;
 use super::panels::{BLOCK, PANEL, Storage};
 use super::portable::{F8_UNIT, chains, finish_rows};
-use super::product::FLOAT_DEPTH;
 use super::tile::{FloatTile, Zeros};
 use crate::kernels::level::Avx2;
 
@@ -22,8 +22,8 @@ const LANES: usize = 8;
 /// Most rows whose sums leave registers for weights.
 const ROWS: usize = 6;
 
-/// Blocks whose values, 24 KiB, stay in the first cache while all rows and outputs meet.
-const CHUNK: usize = FLOAT_DEPTH;
+/// Blocks whose values, 16 KiB, stay in the first cache while all rows and outputs meet.
+const CHUNK: usize = 16;
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -65,7 +65,7 @@ unsafe fn float_groups(tile: &mut FloatTile<'_, '_>) {
         // `[chain][row][32 outputs]`
         let mut sums = [0f32; TILE * PANEL];
         for (codes, activations) in codes.zip(activations) {
-            let run = Run { codes, ahead: tile.ahead, zeros, activations, stride: rows };
+            let run = Run { codes, zeros, activations, stride: rows };
             // SAFETY: the run holds as many columns of codes as of activations, for all the rows of the tile.
             unsafe {
                 if rows <= ROWS {
@@ -88,7 +88,6 @@ unsafe fn float_groups(tile: &mut FloatTile<'_, '_>) {
 /// At most [`CHUNK`] blocks of a group.
 struct Run<'a> {
     codes: &'a [u8],
-    ahead: usize,
     zeros: Zeros<'a>,
     /// `[column][stride]`
     activations: &'a [f32],
@@ -142,7 +141,7 @@ unsafe fn many_decoded<const KIND: u8>(run: &Run<'_>, sums: &mut [f32; TILE * PA
         decode_blocks::<KIND>(run.codes, run.zeros, None, values.as_mut_ptr().cast());
         let len = run.codes.len() / block_bytes(KIND) * Storage::F32.block_bytes();
         let codes = std::slice::from_raw_parts(values.as_ptr().cast(), len);
-        many(&Run { codes, ahead: 0, ..*run }, sums);
+        many(&Run { codes, ..*run }, sums);
     }
 }
 
@@ -167,11 +166,6 @@ unsafe fn dot<const N: usize, const CHAINS: usize, const KIND: u8>(
         let zeros = [load_zeros(run.zeros, output), load_zeros(run.zeros, output + LANES)];
         let mut x = run.activations.as_ptr().add(first);
         for block in run.codes.chunks_exact(block_bytes(KIND)) {
-            if first + output == 0 && run.ahead > 0 {
-                for line in (0..block.len()).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(run.ahead + line).cast());
-                }
-            }
             for column in 0..BLOCK {
                 let weights = [
                     column_of::<KIND>(block.as_ptr(), column, output, zeros[0]),
@@ -223,7 +217,7 @@ pub(super) fn decode(
     }
     // SAFETY: the token proves that the instructions exist, and the lengths were checked.
     unsafe {
-        by_storage!(storage, KIND, decode_blocks::<KIND>(codes, zeros, Some(&factors), out.as_mut_ptr()))
+        by_storage!(storage, KIND, decode_blocks::<KIND>(codes, zeros, Some(&factors), out.as_mut_ptr()));
     }
 }
 

@@ -88,7 +88,7 @@ fn widen<'a>(activations: &[i32], to: &'a mut [MaybeUninit<i16>; WIDE]) -> &'a [
         to.write(i16::from(*byte));
     }
     // SAFETY: all of them were written.
-    unsafe { to.assume_init_ref() }
+    unsafe { std::slice::from_raw_parts(to.as_ptr().cast(), len) }
 }
 
 /// Adds the products of all blocks of bytes to `partial`, for `N` rows from `first` on; four outputs in a register.
@@ -102,7 +102,7 @@ unsafe fn bytes<const N: usize, const REGISTERS: usize>(
     for output in (0..PANEL).step_by(4 * REGISTERS) {
         // sums of pairs of columns
         let mut sums = [[_mm256_setzero_si256(); REGISTERS]; N];
-        let mut x = activations[first * BLOCK..].as_ptr().cast::<i64>();
+        let mut x = activations[first * BLOCK..].as_ptr();
         for block in codes.chunks_exact(Storage::Byte.block_bytes()) {
             for half in 0..2 {
                 let mut weights = [_mm256_setzero_si256(); REGISTERS];
@@ -114,14 +114,15 @@ unsafe fn bytes<const N: usize, const REGISTERS: usize>(
                         *weights = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(i * 16).cast()));
                     }
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = _mm256_set1_epi64x(x.add(row * 2 + half).read_unaligned());
+                        let x =
+                            _mm256_set1_epi64x(x.add((row * 2 + half) * 4).cast::<i64>().read_unaligned());
                         for (sum, weights) in sums.iter_mut().zip(weights) {
                             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, x));
                         }
                     }
                 }
             }
-            x = x.wrapping_add(tile.rows * 2);
+            x = x.wrapping_add(tile.rows * BLOCK);
         }
         for (row, sums) in sums.iter().enumerate() {
             for (i, pair) in sums.as_chunks::<2>().0.iter().enumerate() {

@@ -92,12 +92,16 @@ pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usi
         let Some(last) = finish.last.as_mut().filter(|_| group + 1 == groups) else { continue };
         let mut values = *total;
         if let Some(scale) = last.row_scales.get(row) {
-            values.iter_mut().for_each(|value| *value *= scale);
+            for value in &mut values {
+                *value *= scale;
+            }
         }
         values.iter_mut().zip(last.bias).for_each(|(value, bias)| *value += bias);
         if last.relu {
             // a comparison, because `max` would turn NaN into 0
-            values.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
+            for value in &mut values {
+                *value = if *value < 0.0 { 0.0 } else { *value };
+            }
         }
         let y = last.y.row_mut(row);
         y.copy_from_slice(&values[..y.len()]);
