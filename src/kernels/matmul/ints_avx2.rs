@@ -27,7 +27,7 @@ const WIDE: usize = CHUNK * BLOCK * TILE;
 /// Blocks of nibbles whose sums fit 16 bits: each adds two products of 15 · 128 twice, and 15 · 128 · 2 · 2 · 4 < 2^15.
 const SHORT: usize = 4;
 
-/// Calls `$function::<N, REGISTERS>` for a number of rows: registers of weights for few rows, so that sums do not wait for
+/// Calls `$function::<N, REGISTERS>` for a number of rows: the fewer, the more registers of weights, so that sums do not wait for
 /// each other.
 macro_rules! by_rows {
     ($rows:expr, $function:ident, $outputs:literal, $arguments:tt) => {
