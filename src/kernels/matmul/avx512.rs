@@ -11,6 +11,7 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
+use super::panels::kind::{BF16, BYTE, F8, F16, F32, NIBBLE};
 use super::panels::{BLOCK, PANEL, Storage};
 use super::portable::{F8_UNIT, chains};
 use super::tile::{FloatTile, IntTile, Last, Start, Zeros};
@@ -307,13 +308,6 @@ unsafe fn load(values: &[f32], group: usize, half: usize) -> __m512 {
     // SAFETY: the caller's promise that they exist.
     unsafe { _mm512_loadu_ps(values.as_ptr().add(group * PANEL + half * 16)) }
 }
-
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
-const F8: u8 = 3;
-const BYTE: u8 = 4;
-const NIBBLE: u8 = 5;
 
 pub(super) fn float_tile(_: Avx512, tile: &mut FloatTile<'_, '_>) {
     // SAFETY: the token proves that the instructions exist; `FloatTile::run` checked the lengths of all slices.

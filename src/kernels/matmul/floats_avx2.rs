@@ -11,6 +11,7 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 
 use super::activations::TILE;
+use super::panels::kind::{BF16, BYTE, F8, F16, F32, NIBBLE};
 use super::panels::{BLOCK, PANEL, Storage};
 use super::portable::{F8_UNIT, chains, finish_rows};
 use super::tile::{FloatTile, Zeros};
@@ -24,13 +25,6 @@ const ROWS: usize = 6;
 
 /// Blocks whose values, 16 KiB, stay in the first cache while all rows and outputs meet.
 const CHUNK: usize = 16;
-
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
-const F8: u8 = 3;
-const BYTE: u8 = 4;
-const NIBBLE: u8 = 5;
 
 /// Evaluates an expression in which `$kind` is a constant: how codes are stored.
 macro_rules! by_storage {

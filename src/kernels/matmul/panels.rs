@@ -66,6 +66,19 @@ impl Storage {
     }
 }
 
+/// Storages by number, for functions that are compiled for each.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod kind {
+    use super::Storage;
+
+    pub(crate) const F32: u8 = Storage::F32 as u8;
+    pub(crate) const F16: u8 = Storage::F16 as u8;
+    pub(crate) const BF16: u8 = Storage::Bf16 as u8;
+    pub(crate) const F8: u8 = Storage::F8 as u8;
+    pub(crate) const BYTE: u8 = Storage::Byte as u8;
+    pub(crate) const NIBBLE: u8 = Storage::Nibble as u8;
+}
+
 /// What is subtracted from unsigned codes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ZeroPoints {
