@@ -63,7 +63,7 @@ fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
     (a - b).mapv(|x| x * x).sum().sqrt() / a.mapv(|x| x * x).sum().sqrt()
 }
 
-/// What every layer of the dense network is given, token by token.
+/// What every layer of a network is given, token by token.
 fn inputs_of(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<Vec<f32>>> {
     let mut inputs: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
     let model = Decoder::open(checkpoint, Execution::default()).unwrap();
@@ -94,12 +94,10 @@ fn reported_errors_are_those_of_the_layers_outputs() {
         assert!(outcome.method_error <= outcome.plain_error || outcome.kept_plain, "{}", layer.name);
         assert_eq!(outcome.tokens, 12 * 24);
     }
-    // the first block sees what the embedding gives, whatever became of it: by the definition, in f64
-    let inputs = inputs_of(&checkpoint);
+    // every layer saw what it sees in the compressed network: by the definition, in f64
     let compressed = Checkpoint::open(&output).unwrap();
-    let first = run.layers.iter().filter(|layer| layer.name.contains("layers.0."));
-    let mut seen = 0;
-    for layer in first {
+    let inputs = inputs_of(&compressed);
+    for layer in &run.layers {
         let (before, after) =
             (checkpoint.dense(&layer.name).unwrap(), compressed.dense(&layer.name).unwrap());
         let x = &inputs[layer.name.strip_suffix(".weight").unwrap()];
@@ -121,9 +119,7 @@ fn reported_errors_are_those_of_the_layers_outputs() {
             layer.name,
             error / total
         );
-        seen += 1;
     }
-    assert_eq!(seen, 7);
 }
 
 #[test]
@@ -404,7 +400,7 @@ fn a_single_block_of_another_run_is_refused() {
 }
 
 #[test]
-fn later_blocks_see_what_the_compressed_ones_give() {
+fn later_layers_see_what_the_compressed_ones_give() {
     let checkpoint = tiny();
     let folder = Folder::new();
     let samples = samples(&checkpoint);
@@ -417,7 +413,8 @@ fn later_blocks_see_what_the_compressed_ones_give() {
     let (compressed, dense) = (run(BlockInputs::Compressed, "compressed"), run(BlockInputs::Dense, "dense"));
     for (a, b) in compressed.layers.iter().zip(&dense.layers) {
         let same = a.outcomes == b.outcomes;
-        assert_eq!(same, a.name.contains("layers.0."), "{}", a.name);
+        let is_first = ["q_proj", "k_proj", "v_proj"].iter().any(|layer| a.name.contains(layer));
+        assert_eq!(same, is_first && a.name.contains("layers.0."), "{}", a.name);
     }
 }
 
@@ -587,7 +584,7 @@ fn samples_come_from_tensors_and_lines() {
     assert!(line(Samples::read(empty, cut, true, None)).contains("line 1 has no tokens"));
 }
 
-/// Of the first block, whose input no compressed weight has changed: `b + (W − Ŵ)·E[x]`, by the definition.
+/// `b + (W − Ŵ)·E[x]`, by the definition, where `x` is what the layer gets in the compressed network.
 #[test]
 fn corrected_biases_make_up_for_the_mean_error() {
     let checkpoint = Checkpoint::open(fixture("golden/transformers/llama-bias")).unwrap();
@@ -606,7 +603,7 @@ fn corrected_biases_make_up_for_the_mean_error() {
 
     let compressed = Checkpoint::open(&output).unwrap();
     let mut changed = 0;
-    for (layer, inputs) in inputs_of(&checkpoint).iter().filter(|(layer, _)| layer.contains("layers.0.")) {
+    for (layer, inputs) in inputs_of(&compressed).iter().filter(|(layer, _)| layer.contains("layers.")) {
         let dense =
             |checkpoint: &Checkpoint, what: &str| checkpoint.dense(&format!("{layer}.{what}")).unwrap();
         let (before, after) = (dense(&checkpoint, "weight"), dense(&compressed, "weight"));

@@ -28,6 +28,11 @@ impl Group {
         Self { layers, needs: Needs::Nothing, stats: None, range: None }
     }
 
+    /// Whether anything is asked of the input.
+    fn is_asked(&self) -> bool {
+        self.needs > Needs::Nothing || self.range.is_some()
+    }
+
     fn observe(&mut self, input: ArrayView2<'_, f32>) -> Result<(), NonFinite> {
         if self.needs > Needs::Nothing {
             let stats = self.stats.get_or_insert_with(|| LayerStats::new(input.ncols(), self.needs));
@@ -82,7 +87,8 @@ pub(crate) fn embed(
     Ok(store)
 }
 
-/// Runs a block on all hidden states, which stay as they are, and gathers what goes into its layers.
+/// Runs a block on all hidden states, which stay as they are, and gathers what goes into its layers; no further than to the last
+/// of which something is asked.
 ///
 /// # Errors
 /// When an input is not finite, or the hidden states cannot be kept.
@@ -92,12 +98,16 @@ pub(crate) fn observe_block(
     groups: &mut [Group],
     store: &mut Store,
 ) -> Result<(), CalibrateError> {
-    let by_layer =
-        groups.iter().enumerate().filter_map(|(i, group)| Some((group.layers.first()?.clone(), i)));
+    let asked = groups.iter().enumerate().filter(|(_, group)| group.is_asked());
+    let by_layer = asked.filter_map(|(i, group)| Some((group.layers.first()?.clone(), i)));
     let by_layer: HashMap<String, usize> = by_layer.collect();
-    let mut gather = Gather { groups, by_layer, first: 0, lengths: Vec::new(), failed: None };
+    if by_layer.is_empty() {
+        return Ok(());
+    }
+    let mut gather = Gather { groups, by_layer, left: 0, first: 0, lengths: Vec::new(), failed: None };
     for index in 0..store.len() {
         let hidden = store.take(index)?;
+        gather.left = gather.by_layer.len();
         gather.first += gather.lengths.len();
         gather.lengths.clone_from(&hidden.lengths);
         let mut after = hidden.clone();
@@ -130,8 +140,10 @@ pub(crate) fn run_block(
 /// The tap that fills the groups.
 struct Gather<'a> {
     groups: &'a mut [Group],
-    /// From a group's first layer to its number.
+    /// From the first layer of a group of which something is asked to its number.
     by_layer: HashMap<String, usize>,
+    /// Groups that the hidden states in the network have not come to yet.
+    left: usize,
     /// Number of the first sample that is in the network, and the tokens of all that are.
     first: usize,
     lengths: Vec<usize>,
@@ -141,13 +153,18 @@ struct Gather<'a> {
 impl Tap for Gather<'_> {
     fn observe(&mut self, layers: &[&str], input: ArrayView2<'_, f32>) {
         for layer in layers {
+            let Some(group) = self.by_layer.get(*layer) else { continue };
+            self.left = self.left.saturating_sub(1);
             if self.failed.is_none()
-                && let Some(group) = self.by_layer.get(*layer)
                 && let Err(found) = self.groups[*group].observe(input)
             {
                 self.failed = Some(self.not_finite(layer, input.ncols(), found));
             }
         }
+    }
+
+    fn is_done(&self) -> bool {
+        self.left == 0 || self.failed.is_some()
     }
 }
 

@@ -1,3 +1,5 @@
+use std::ops::ControlFlow;
+
 use ndarray::ArrayView2;
 
 use super::{ModelError, Tap};
@@ -119,12 +121,13 @@ pub(super) fn names_of<const N: usize>(groups: [&[&Linear]; N]) -> Vec<Vec<Strin
     groups.map(|group| group.iter().map(|layer| layer.name.clone()).collect()).into()
 }
 
-/// Shows the input of some layers to a tap, if there is one.
-pub(super) fn observe(tap: &mut Option<&mut dyn Tap>, layers: &[&Linear], x: &[f32]) {
-    let (Some(tap), Some(first)) = (tap, layers.first()) else { return };
+/// Shows the input of some layers to a tap, if there is one, and breaks if it wants no more.
+pub(super) fn observe(tap: &mut Option<&mut dyn Tap>, layers: &[&Linear], x: &[f32]) -> ControlFlow<()> {
+    let (Some(tap), Some(first)) = (tap, layers.first()) else { return ControlFlow::Continue(()) };
     let cols = first.matrix.cols();
     let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
     if let Ok(input) = ArrayView2::from_shape((x.len().checked_div(cols).unwrap_or(0), cols), x) {
         tap.observe(&names, input);
     }
+    if tap.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

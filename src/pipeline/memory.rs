@@ -1,7 +1,7 @@
 //! How much memory a run takes.
 
 use super::PipelineError;
-use super::calibrated::Calibration;
+use super::calibrated::{BlockInputs, Calibration};
 use super::plan::{Plan, PlannedTensor};
 use super::prepared::Prepared;
 use super::stream::{self, Stage};
@@ -74,7 +74,10 @@ impl Plan<'_> {
             let changed = if self.transforms.is_empty() { 0 } else { FLOAT * all };
             let groups = model.block_layers(block);
             let of_groups = groups.iter().map(|layers| self.stats_bytes(tensors, layers, calibration));
-            let seen: u64 = of_groups.sum();
+            // scales of channels are found for all layers, whatever they see later
+            let in_turn = calibration.inputs == BlockInputs::Compressed;
+            let one_by_one = in_turn && self.transforms.needs() == Needs::Nothing;
+            let seen: u64 = if one_by_one { of_groups.max().unwrap_or(0) } else { of_groups.sum() };
             // what goes into the layers and comes out of them, and the hidden states before and after
             let rows_and_cols =
                 |t: &&PlannedTensor<'_>| (t.entry.shape.first().copied().unwrap_or(0) + columns(t)) as u64;
@@ -85,9 +88,11 @@ impl Plan<'_> {
                 stream::working_bytes(t, rows) + 2 * FLOAT * values(t)
             });
             let compressed: u64 = tensors.iter().filter_map(|t| Some(t.form()?.bytes().total())).sum();
-            // a block is run on what it was changed to: as it is in the overlay, and arranged for products
-            let observing = seen + working + 3 * changed;
-            let finishing = seen + changed + compressing.max().unwrap_or(0) + 2 * compressed;
+            // a block is run on what it was changed to: as it is in the overlay, and arranged for products; so are the layers
+            // that are finished when later ones are observed
+            let finished = if in_turn { 5 * compressed } else { 0 };
+            let observing = seen + working + 3 * changed + finished;
+            let finishing = seen + changed + compressing.max().unwrap_or(0) + (2 * compressed).max(finished);
             let running = working + 4 * compressed;
             observing.max(finishing).max(running)
         };

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::PipelineError;
-use super::calibrated::{Calibration, observe_groups};
+use super::calibrated::{Calibration, Planned, observe_groups};
 use super::global::Sensitivities;
 use super::plan::{Plan, PlannedAction, PlannedTensor};
 use super::run::Progress;
@@ -92,11 +92,8 @@ impl<'a> Plan<'a> {
             done += tensors.iter().map(|tensor| tensor.entry.bytes).sum::<u64>();
             let asked: Vec<_> =
                 tensors.iter().filter_map(|tensor| Some((*tensor, tensor.measured_pruning()?))).collect();
-            let is_asked =
-                |layer: &String| asked.iter().any(|(tensor, _)| tensor.entry.module() == layer.as_str());
-            let needs = |layers: &[String]| {
-                if layers.iter().any(is_asked) { Needs::Hessian } else { Needs::Nothing }
-            };
+            let is_asked = |layer: &str| asked.iter().any(|(tensor, _)| tensor.entry.module() == layer);
+            let needs = |layer: &str| if is_asked(layer) { Needs::Hessian } else { Needs::Nothing };
             let stats = observe_groups(&model, block, needs, &mut store, saved.as_ref())?;
             for (tensor, pruning) in &asked {
                 let entry = &tensor.entry;
@@ -115,7 +112,7 @@ impl<'a> Plan<'a> {
                 found.insert(tensor.name().to_owned(), sensitivity);
             }
             if store.len() > 0 && block + 1 < blocks.len() {
-                self.run_dense(&mut model, block, tensors, &mut store)?;
+                self.run_dense(&mut model, &Planned::new(block, tensors), &mut store)?;
             }
         }
         let _ = progress(Progress { tensor: None, done: total, total });

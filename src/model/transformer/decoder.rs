@@ -13,6 +13,7 @@ use crate::kernels::normalize::rms_norm;
 use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, LanguageModel};
 use crate::model::overlay::Overlay;
+use crate::model::tap::ToTheEnd;
 use crate::model::{ModelError, Tap};
 use crate::weight::PackedWeight;
 
@@ -268,7 +269,8 @@ impl Decoder {
         }
         let mut normed: Vec<f32> = hidden.as_standard_layout().iter().copied().collect();
         rms_norm(&mut normed, &self.norm, self.epsilon);
-        observe(&mut tap, &[&self.head], &normed);
+        // nothing comes after it but what was asked for
+        let _ = observe(&mut tap, &[&self.head], &normed);
         let mut logits = Vec::new();
         self.head.forward(&normed, &mut logits)?;
         Ok(Array2::from_shape_vec((hidden.nrows(), self.vocab_size), logits).unwrap_or_default())
@@ -281,8 +283,10 @@ impl Decoder {
     ///
     /// # Errors
     /// When there are no tokens or too many, or one is beyond the vocabulary.
-    pub fn forward(&self, tokens: &[u32], mut tap: Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+    pub fn forward(&self, tokens: &[u32], tap: Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+        let mut whole = tap.map(ToTheEnd);
         in_pool(|| {
+            let mut tap = whole.as_mut().map(|tap| tap as &mut dyn Tap);
             let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
             let hidden = self.hidden(tokens, 0, Memory::OfOneBlock(&mut cache), &mut tap)?;
             self.head(hidden.view(), tap)
@@ -409,7 +413,9 @@ impl Block {
             rms_norm(normed, weight, shape.epsilon);
         };
         normalize(hidden, &self.input_norm, normed);
-        observe(tap, &[&self.query, &self.key, &self.value], normed);
+        if observe(tap, &[&self.query, &self.key, &self.value], normed).is_break() {
+            return Ok(());
+        }
         forward_all([&self.query, &self.key, &self.value], normed, [&mut *query, &mut *key, &mut *value])?;
         if let Some([of_query, of_key]) = &self.query_key_norm {
             rms_norm(query, of_query, shape.epsilon);
@@ -426,15 +432,21 @@ impl Block {
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         attended.resize(query.len(), 0.0);
         attend(query, cache, shape.heads / shape.key_value_heads, scale, visible, attended);
-        observe(tap, &[&self.output], attended);
+        if observe(tap, &[&self.output], attended).is_break() {
+            return Ok(());
+        }
         self.output.forward(attended, output)?;
         activate::add(hidden, output);
 
         normalize(hidden, &self.feed_forward_norm, normed);
-        observe(tap, &[&self.gate, &self.up], normed);
+        if observe(tap, &[&self.gate, &self.up], normed).is_break() {
+            return Ok(());
+        }
         forward_all([&self.gate, &self.up], normed, [&mut *gate, &mut *up])?;
         activate::activate_gate(shape.activation, gate, up);
-        observe(tap, &[&self.down], gate);
+        if observe(tap, &[&self.down], gate).is_break() {
+            return Ok(());
+        }
         self.down.forward(gate, output)?;
         activate::add(hidden, output);
         Ok(())

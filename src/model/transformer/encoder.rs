@@ -13,6 +13,7 @@ use crate::kernels::normalize::layer_norm;
 use crate::model::linear::{Linear, forward_all, names_of, observe};
 use crate::model::network::{Execution, SentenceEncoder};
 use crate::model::overlay::Overlay;
+use crate::model::tap::ToTheEnd;
 use crate::model::{ModelError, Tap};
 use crate::weight::PackedWeight;
 
@@ -260,8 +261,10 @@ impl Encoder {
     pub fn forward(
         &self,
         sentences: &[&[u32]],
-        mut tap: Option<&mut dyn Tap>,
+        tap: Option<&mut dyn Tap>,
     ) -> Result<Array2<f32>, ModelError> {
+        let mut whole = tap.map(ToTheEnd);
+        let mut tap = whole.as_mut().map(|tap| tap as &mut dyn Tap);
         in_pool(|| self.run(sentences, &mut Buffers::default(), &mut tap))
     }
 
@@ -385,19 +388,27 @@ impl Block {
         tap: &mut Option<&mut dyn Tap>,
     ) -> Result<(), ModelError> {
         let Buffers { query, key, value, attended, inner, output } = buffers;
-        observe(tap, &[&self.query, &self.key, &self.value], hidden);
+        if observe(tap, &[&self.query, &self.key, &self.value], hidden).is_break() {
+            return Ok(());
+        }
         forward_all([&self.query, &self.key, &self.value], hidden, [&mut *query, &mut *key, &mut *value])?;
         attended.resize(query.len(), 0.0);
         attend_within(model, lengths, query, key, value, attended);
-        observe(tap, &[&self.output], attended);
+        if observe(tap, &[&self.output], attended).is_break() {
+            return Ok(());
+        }
         self.output.forward(attended, output)?;
         activate::add(hidden, output);
         self.attention_norm.apply(hidden);
 
-        observe(tap, &[&self.up], hidden);
+        if observe(tap, &[&self.up], hidden).is_break() {
+            return Ok(());
+        }
         self.up.forward(hidden, inner)?;
         activate::activate(model.activation, inner);
-        observe(tap, &[&self.down], inner);
+        if observe(tap, &[&self.down], inner).is_break() {
+            return Ok(());
+        }
         self.down.forward(inner, output)?;
         activate::add(hidden, output);
         self.feed_forward_norm.apply(hidden);
