@@ -1,9 +1,9 @@
 //! Calibration: what goes into a network's layers when it runs on [`Samples`].
 //!
-//! A [calibrated run](crate::Plan::run_calibrated) takes one block after the other: it runs the block on the hidden states of all
-//! samples, gathers the [`LayerStats`](crate::LayerStats) of every group of layers with the same input, compresses the
-//! layers, and runs the block again, compressed, for the next one. Nothing but one block's statistics and the hidden states, which
-//! spill to a file past a limit, is ever held.
+//! A [calibrated run](crate::Plan::run_calibrated) takes one block after the other, and in it one group of layers with the same
+//! input after the other: it runs the block on the hidden states of all samples up to these layers, gathers their
+//! [`LayerStats`](crate::LayerStats), and compresses them. The compressed block then gives the hidden states for the next one.
+//! Nothing but one block's statistics and the hidden states, which spill to a file past a limit, is ever held.
 
 mod error;
 mod gather;

@@ -233,7 +233,7 @@ pub(super) struct CalibrationArgs {
     /// Most tokens of a sample
     #[arg(long, value_name = "N", default_value = "512", requires = "calibration")]
     pub(super) context: NonZeroUsize,
-    /// What the layers of a block see
+    /// What the layers see
     #[arg(long, value_name = "WHICH", default_value = "compressed", requires = "calibration")]
     pub(super) inputs: Inputs,
     /// Keep what the layers see in this folder, or take it from there; for dense inputs
@@ -246,9 +246,9 @@ pub(super) struct CalibrationArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum Inputs {
-    /// What the compressed blocks before give
+    /// What the compressed layers before give
     Compressed,
-    /// What the blocks before gave before they were compressed
+    /// What they got before anything was compressed
     Dense,
 }
 

@@ -80,7 +80,7 @@ impl CalibrationArgs {
             (None, _) => Ok(calibration),
             (Some(folder), Inputs::Dense) => Ok(calibration.statistics(folder)),
             (Some(_), Inputs::Compressed) => {
-                Err("--statistics: what compressed blocks give is not the same for every recipe; add `--inputs dense`".into())
+                Err("--statistics: what compressed layers give is not the same for every recipe; add `--inputs dense`".into())
             }
         }
     }
