@@ -11,7 +11,7 @@ use tersor::{
 };
 
 use crate::common::{File, Folder, f32s, safetensors, stored};
-use crate::forms::{Draft, every_form};
+use crate::drafts::{Draft, every_form};
 
 fn error_of(draft: &Draft) -> String {
     let file = File::new(draft.bytes());

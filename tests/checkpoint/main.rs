@@ -7,9 +7,11 @@
 mod common;
 
 mod coded;
+mod drafts;
 mod files;
 mod folders;
 mod forms;
 mod masks;
 mod mutations;
 mod quantized;
+mod refused_forms;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::common::damage::{Random, damage};
 use crate::common::{Folder, f32s, i64s, read_all, safetensors, stored};
-use crate::forms::{Draft, every_form};
+use crate::drafts::{Draft, every_form};
 use tersor::DType;
 
 /// Damages the header, whose length is kept true, or the data, or anything.
