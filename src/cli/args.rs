@@ -7,7 +7,10 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tersor::recipe::{Criterion, Rounding, Transform, preset_names};
 use tersor::report::{Keep, Pricing};
-use tersor::{Allocation, Amount, BlockChoice, Importance, OutputFormat, Overflow, PresetOptions, Recipe};
+use tersor::{
+    Allocation, Amount, BlockChoice, Damping, Importance, Observer, OutputFormat, Overflow, PresetOptions,
+    Recipe,
+};
 
 use super::Failure;
 use super::task::{ActivationChoice, Reference, TaskArgs};
@@ -266,6 +269,13 @@ pub(super) struct RecipeArgs {
     /// How the codes of integer presets are chosen
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How the codes of integer presets are chosen:", &Rounding::NAMES))]
     pub(super) method: Option<String>,
+    /// How presets with scales find the ranges of their codes
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How presets with scales find the ranges of their codes:", &Observer::NAMES))]
+    pub(super) observer: Option<String>,
+    /// How much less counts what different inputs have in common, from 0 to below 1, for GPTQ, SparseGPT and OBC; 0.2 serves where
+    /// the samples are few, or of another kind than what the network will see
+    #[arg(long, value_name = "ALPHA", conflicts_with = "recipe", requires = "preset")]
+    pub(super) shrinkage: Option<f64>,
     /// How it is chosen which weights presets drop
     #[arg(long, value_name = "NAME", conflicts_with = "recipe", requires = "preset", long_help = names_help("How it is chosen which weights presets drop:", &Criterion::NAMES))]
     pub(super) pruning: Option<String>,
@@ -326,6 +336,24 @@ pub(super) enum OverflowChoice {
 }
 
 impl RecipeArgs {
+    fn rounding_and_criterion(&self) -> Result<(Rounding, Criterion), Failure> {
+        let rounding = self.method.as_deref().map(Rounding::from_name).transpose()?.unwrap_or_default();
+        let criterion = self.pruning.as_deref().map(Criterion::from_name).transpose()?.unwrap_or_default();
+        let Some(shrinkage) = self.shrinkage else { return Ok((rounding, criterion)) };
+        if !(0.0..1.0).contains(&shrinkage) {
+            return Err(format!("--shrinkage {shrinkage}: must be from 0 to below 1").into());
+        }
+        let damping = Damping::default().shrinkage(shrinkage);
+        match (rounding.damped(damping), criterion.damped(damping)) {
+            (None, None) => {
+                Err("--shrinkage is for what goes by the inputs' products: add `--method gptq` or \
+                                 `gptq-act-order`, or `--pruning sparsegpt` or `obc`"
+                    .into())
+            }
+            (rounded, chosen) => Ok((rounded.unwrap_or(rounding), chosen.unwrap_or(criterion))),
+        }
+    }
+
     pub(super) fn read(&self) -> Result<Recipe, Failure> {
         let format = self.format.map(|f| match f {
             Format::CompressedTensors => OutputFormat::CompressedTensors,
@@ -342,12 +370,12 @@ impl RecipeArgs {
                 None | Some(OverflowChoice::Refuse) => Overflow::Refuse,
                 Some(OverflowChoice::Clamp) => Overflow::Clamp,
             };
-            let rounding = self.method.as_deref().map(Rounding::from_name).transpose()?.unwrap_or_default();
-            let criterion =
-                self.pruning.as_deref().map(Criterion::from_name).transpose()?.unwrap_or_default();
+            let (rounding, criterion) = self.rounding_and_criterion()?;
+            let observer = self.observer.as_deref().map(Observer::from_name).transpose()?.unwrap_or_default();
             let allocation = self.allocation.as_deref().map(Allocation::from_name).transpose()?.flatten();
             let group_size = self.group_size;
-            let options = PresetOptions { group_size, overflow, format, rounding, criterion, allocation };
+            let options =
+                PresetOptions { group_size, overflow, format, rounding, observer, criterion, allocation };
             match self.preset.as_deref() {
                 Some(names) => Recipe::preset(names, options)?,
                 // what is there, only entropy coded

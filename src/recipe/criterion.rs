@@ -49,6 +49,16 @@ impl Criterion {
         })
     }
 
+    /// The same with another damping; `None` if it has none.
+    #[must_use]
+    pub fn damped(self, damping: Damping) -> Option<Self> {
+        match self {
+            Self::SparseGpt { .. } => Some(Self::SparseGpt { damping }),
+            Self::Obc { .. } => Some(Self::Obc { damping }),
+            Self::Magnitude | Self::Wanda => None,
+        }
+    }
+
     /// The method that prunes to a pattern by this criterion.
     pub fn to(self, pattern: SparsityPattern) -> Pruning {
         match self {

@@ -61,6 +61,8 @@ pub struct PresetOptions {
     pub format: Option<OutputFormat>,
     /// How integer codes are chosen.
     pub rounding: Rounding,
+    /// How the ranges of codes are found, where the rounding does not find them itself.
+    pub observer: Observer,
     /// How it is chosen which weights are dropped.
     pub criterion: Criterion,
     /// How a sparsity is spread over the layers; `None`: every layer has the same.
@@ -114,7 +116,7 @@ impl Recipe {
                     _ => Granularity::Channel,
                 };
                 grouped = true;
-                let step = options.rounding.step(name, codes, granularity, Observer::MinMax)?;
+                let step = options.rounding.step(name, codes, granularity, options.observer)?;
                 (if let Some(inputs) = inputs { step.inputs(inputs) } else { step }, false)
             } else if let Some(kmeans) = codebook(name) {
                 quantizes += 1;
@@ -163,6 +165,10 @@ impl Recipe {
         }
         if options.rounding != Rounding::Nearest && !grouped {
             let reason = "a method needs a preset with integer codes, such as int4";
+            return Err(RecipeError::value(format!("preset `{names}`"), reason));
+        }
+        if options.observer != Observer::MinMax && !grouped {
+            let reason = "an observer needs a preset with scales, such as int4";
             return Err(RecipeError::value(format!("preset `{names}`"), reason));
         }
         if (options.criterion != Criterion::Magnitude || options.allocation.is_some()) && prunes == 0 {

@@ -57,6 +57,15 @@ impl Rounding {
         })
     }
 
+    /// The same with another damping; `None` if it has none.
+    #[must_use]
+    pub fn damped(self, damping: Damping) -> Option<Self> {
+        match self {
+            Self::Gptq { act_order, .. } => Some(Self::Gptq { act_order, damping }),
+            Self::Nearest | Self::Clipped | Self::HalfQuadratic | Self::Learned { .. } => None,
+        }
+    }
+
     /// A step that quantizes like this.
     ///
     /// # Errors
@@ -112,6 +121,40 @@ impl Rounding {
                 Arc::new(iterations.map_or(learned, |n| learned.iterations(n)))
             }
         }
+    }
+}
+
+impl Observer {
+    /// Names that [`from_name`](Self::from_name) knows, and what they are.
+    pub const NAMES: [(&'static str, &'static str); 5] = [
+        ("min_max", "from the smallest to the largest value"),
+        ("abs_max", "as far below zero as above"),
+        ("percentile=P", "from the (100 − P)th to the Pth percentile, such as percentile=99.9"),
+        ("mse", "the range with the least squared error of the weights"),
+        ("entropy", "the threshold with the least Kullback-Leibler divergence"),
+    ];
+
+    /// The observer of this name.
+    ///
+    /// # Errors
+    /// When there is none, or the percentile is none.
+    pub fn from_name(name: &str) -> Result<Self, RecipeError> {
+        let observer = match name.split_once('=') {
+            None if name == "min_max" => Self::MinMax,
+            None if name == "abs_max" => Self::AbsMax,
+            None if name == "mse" => Self::Mse,
+            None if name == "entropy" => Self::Entropy,
+            Some(("percentile", text)) => {
+                // what is no number is no percentile
+                Self::Percentile(text.parse().unwrap_or(f64::NAN))
+            }
+            _ => {
+                let valid = Self::NAMES.map(|(name, _)| name);
+                return Err(RecipeError::unknown_name("observer", name, &valid));
+            }
+        };
+        observer.check()?;
+        Ok(observer)
     }
 }
 

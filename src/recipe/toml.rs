@@ -453,15 +453,9 @@ fn read_observer(fields: &Fields<'_>, key: &str, percentile_key: &str) -> Result
     let percentile = fields.number(percentile_key)?;
     let observer = match fields.string(key)? {
         None if percentile.is_some() => Observer::Percentile(percentile.unwrap_or_default()),
-        None | Some("min_max") => Observer::MinMax,
-        Some("abs_max") => Observer::AbsMax,
-        Some("mse") => Observer::Mse,
-        Some("entropy") => Observer::Entropy,
+        None => Observer::default(),
         Some("percentile") => Observer::Percentile(fields.required(percentile_key, percentile)?),
-        Some(name) => {
-            let valid = ["min_max", "abs_max", "percentile", "mse", "entropy"];
-            return Err(RecipeError::unknown_name("observer", name, &valid));
-        }
+        Some(name) => Observer::from_name(name)?,
     };
     if percentile.is_some() && !matches!(observer, Observer::Percentile(_)) {
         return Err(RecipeError::value(fields.key(percentile_key), "belongs to the observer `percentile`"));

@@ -222,6 +222,30 @@ fn kept_statistics_give_the_bytes_of_a_run() {
     assert_contains(&ran.error(1), &["statistics", "other samples"]);
 }
 
+/// What flags say of a preset, a recipe says with keys.
+#[test]
+fn flags_are_what_recipes_say() {
+    let (model, text) = scene();
+    let folder = Folder::new();
+    let step = "classes = [\"linear\"]\nquantize = { bits = 4, group_size = 8, method = \"gptq\", observer = \"mse\", shrinkage = 0.3 }";
+    let recipe = folder.put("recipe.toml", format!("[[step]]\nnames = [\"*_proj.weight\"]\n{step}\n"));
+    let run = |name: &str, options: &[std::ffi::OsString]| {
+        let output = folder.path().join(name);
+        let common =
+            args!["--calibration", text, "--samples", "100", "--context", "60", "-o", output, "--quiet"];
+        let mut command = Command::new(BINARY);
+        command.arg("compress").arg(model.path()).args(options).args(common).stdout(Stdio::null());
+        assert!(command.status().unwrap().success());
+        fs::read(output.join("model.safetensors")).unwrap()
+    };
+    let preset = args!["--preset", "int4", "--group-size", "8", "--method", "gptq"];
+    let flags = [&preset[..], &args!["--observer", "mse", "--shrinkage", "0.3"]].concat();
+    let by_recipe = run("recipe", &args!["--recipe", recipe]);
+    assert!(run("flags", &flags) == by_recipe);
+    assert!(run("neither", &preset) != by_recipe);
+    assert!(run("observer", &[&preset[..], &args!["--observer", "mse"]].concat()) != by_recipe);
+}
+
 #[test]
 fn wrong_options_are_refused_in_one_line() {
     let (model, text) = scene();
@@ -234,6 +258,11 @@ fn wrong_options_are_refused_in_one_line() {
     for (options, parts) in [
         (args!["--method", "gptq"].to_vec(), &["GPTQ", "give calibration samples"][..]),
         (args!["--method", "gqtp", "--calibration", text].to_vec(), &["gqtp", "valid: nearest, gptq"]),
+        (args!["--observer", "mze"].to_vec(), &["observer `mze`", "did you mean `mse`"]),
+        (args!["--observer", "percentile=5o"].to_vec(), &["percentile is NaN", "above 50"]),
+        (args!["--observer", "mse", "--method", "hqq"].to_vec(), &["HQQ finds its ranges itself"]),
+        (args!["--shrinkage", "0.2"].to_vec(), &["--shrinkage", "`--method gptq`", "sparsegpt"]),
+        (args!["--shrinkage", "1", "--method", "gptq"].to_vec(), &["--shrinkage 1", "below 1"]),
         (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
         (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),
         (args!["--method", "gptq", "--calibration", empty].to_vec(), &["empty.txt", "holds no text"]),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::level::{Isa, multiversion};
 use super::matmul::panels::Aligned;
 use super::transpose::to_lanes;
-use super::update::{self, Lanes, PANEL, Panels, add_outer, symmetric_product};
+use super::update::{self, Lanes, PANEL, Panels, symmetric_product};
 
 pub(crate) use wide::gram_of_rows;
 
@@ -144,15 +144,18 @@ impl Lanes for Weighted<'_> {
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
-        let mut sums = sums.as_chunks_mut::<PANEL>().0;
-        for j in columns.clone() {
-            let weights = &self.hessian[j * self.size..][j..columns.end];
-            let x = &self.columns.as_chunks::<PANEL>().0[j];
-            let Some((now, later)) = sums.split_first_mut() else { return };
-            add_outer(isa, &weights[1..], x, later.as_flattened_mut());
-            add_weighted(isa, weights[0], x, now, &mut self.totals);
-            sums = later;
-        }
+        let (xs, totals) = (&self.columns.as_chunks::<PANEL>().0[columns.clone()], &mut self.totals);
+        let from_diagonal = |at: usize| &self.hessian[(columns.start + at) * (self.size + 1)..];
+        update::go_through(
+            isa,
+            columns.len(),
+            |at| &from_diagonal(at)[1..],
+            sums,
+            |at, now| {
+                add_weighted(isa, from_diagonal(at)[0], &xs[at], now, totals);
+                xs[at]
+            },
+        );
     }
 }
 

@@ -69,3 +69,48 @@ pub(super) fn add_outer(_: Avx2, factors: &[f32], x: &[f32; PANEL], rows: &mut [
     // SAFETY: the token proves that the instructions exist.
     unsafe { body(factors, x, rows) }
 }
+
+/// Tiles of six rows of two registers, as above, but on top of what is there.
+pub(super) fn add_outers(proof: Avx2, factors: &[&[f32]], x: &[[f32; PANEL]], rows: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma")]
+    fn body(factors: &[&[f32]], x: &[[f32; PANEL]], tiles: &mut [[f32; ROWS * PANEL]]) {
+        for (number, tile) in tiles.iter_mut().enumerate() {
+            for column in [0, COLUMNS] {
+                // SAFETY: sixteen values lie there.
+                let mut sums: [_; ROWS] = std::array::from_fn(|row| unsafe {
+                    let from = tile.as_ptr().add(row * PANEL + column);
+                    [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))]
+                });
+                for (factors, x) in factors.iter().zip(x) {
+                    let Some(factors) = factors[number * ROWS..].first_chunk::<ROWS>() else { return };
+                    // SAFETY: sixteen values lie there.
+                    let [left, right] = unsafe {
+                        let from = x.as_ptr().add(column);
+                        [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))]
+                    };
+                    for row in 0..ROWS {
+                        let factor = _mm256_set1_ps(factors[row]);
+                        sums[row] = [
+                            _mm256_fmadd_ps(factor, left, sums[row][0]),
+                            _mm256_fmadd_ps(factor, right, sums[row][1]),
+                        ];
+                    }
+                }
+                for (row, sums) in sums.iter().enumerate() {
+                    // SAFETY: sixteen values lie there.
+                    unsafe {
+                        let to = tile.as_mut_ptr().add(row * PANEL + column);
+                        _mm256_storeu_ps(to, sums[0]);
+                        _mm256_storeu_ps(to.add(8), sums[1]);
+                    }
+                }
+            }
+        }
+    }
+    let (tiles, rest) = rows.as_chunks_mut();
+    // SAFETY: the token proves that the instructions exist.
+    unsafe { body(factors, x, tiles) }
+    for (factors, x) in factors.iter().zip(x) {
+        add_outer(proof, &factors[tiles.len() * ROWS..], x, rest);
+    }
+}

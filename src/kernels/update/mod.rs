@@ -27,6 +27,9 @@ pub(crate) type Tile = [f32; TILE * PANEL];
 /// Rows that are updated together, so that a panel is fetched into the first-level cache once for several tiles.
 const STRIP: usize = 4 * TILE;
 
+/// Columns that are finished before what they add to all later ones is added.
+const RUN: usize = 8;
+
 /// Products that are summed before they are added to what is there: a panel of so many rows fits into the first-level cache.
 const DEPTH: usize = 256;
 
@@ -38,6 +41,50 @@ pub(crate) fn add_outer(isa: Isa, factors: &[f32], x: &[f32; PANEL], rows: &mut 
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => avx2::add_outer(proof, factors, x, rows),
         Isa::Portable => portable::add_outer(factors, x, rows),
+    }
+}
+
+/// [`add_outer`] of several factors and `x`, one after the other; the bits are the same, but each row is fetched once.
+pub(crate) fn add_outers(isa: Isa, factors: &[&[f32]], x: &[[f32; PANEL]], rows: &mut [f32]) {
+    assert!(factors.iter().all(|factors| factors.len() * PANEL >= rows.len()), "a factor for every row");
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(proof) => avx512::add_outers(proof, factors, x, rows),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => avx2::add_outers(proof, factors, x, rows),
+        Isa::Portable => portable::add_outers(factors, x, rows),
+    }
+}
+
+/// Goes through the first `columns` columns of a triangular matrix, each of which adds to the sums of all later ones: `finish` takes
+/// the number of a column and its sums, and gives what the elements to the right of the diagonal are multiplied with.
+///
+/// # Shapes
+/// `right(j)` is what stands in row `j` to the right of the diagonal, at least up to the last sum; `sums` is `[columns and later
+/// ones][32]`.
+#[inline(always)]
+pub(crate) fn go_through<'m>(
+    isa: Isa,
+    columns: usize,
+    right: impl Fn(usize) -> &'m [f32],
+    sums: &mut [f32],
+    mut finish: impl FnMut(usize, &mut [f32; PANEL]) -> [f32; PANEL],
+) {
+    let mut rest = sums.as_chunks_mut::<PANEL>().0;
+    for first in (0..columns).step_by(RUN) {
+        let (now, later) = rest.split_at_mut(RUN.min(columns - first));
+        let mut finished = [[0.0; PANEL]; RUN];
+        for (at, finished) in finished[..now.len()].iter_mut().enumerate() {
+            let Some((own, others)) = now[at..].split_first_mut() else { return };
+            *finished = finish(first + at, own);
+            add_outer(isa, right(first + at), finished, others.as_flattened_mut());
+        }
+        let factors: [&[f32]; RUN] =
+            std::array::from_fn(
+                |at| if at < now.len() { &right(first + at)[now.len() - 1 - at..] } else { &[] },
+            );
+        add_outers(isa, &factors[..now.len()], &finished[..now.len()], later.as_flattened_mut());
+        rest = later;
     }
 }
 
@@ -182,5 +229,49 @@ pub(crate) fn sweep<L: Lanes>(isa: Isa, matrix: &[f32], size: usize, block: usiz
             rows.block(isa, columns.clone(), sums);
         });
         L::together(isa, columns, rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// By the definition: every column is finished when all before it have added to its sums.
+    #[test]
+    fn columns_are_gone_through_as_if_one_by_one_at_every_level() {
+        for (columns, later) in [(0, 0), (1, 0), (7, 5), (8, 0), (9, 26), (40, 13)] {
+            let size = columns + later;
+            let (matrix, before) = (values(size * size, 3), values(size * PANEL, 5));
+            let right = |at: usize| &matrix[at * (size + 1) + 1..(at + 1) * size];
+            let finish = |at: usize, sums: &mut [f32; PANEL]| sums.map(|sum| sum / (at + 2) as f32 - 0.25);
+
+            let mut expected = before.clone();
+            for at in 0..columns {
+                let (own, others) = expected[at * PANEL..].split_first_chunk_mut().unwrap();
+                let x = finish(at, own);
+                for (factor, row) in right(at).iter().zip(others.chunks_mut(PANEL)) {
+                    row.iter_mut().zip(x).for_each(|(to, x)| *to = factor.mul_add(x, *to));
+                }
+            }
+            for isa in Isa::all() {
+                let mut sums = before.clone();
+                let mut turns = Vec::new();
+                go_through(isa, columns, right, &mut sums, |at, now| {
+                    turns.push(at);
+                    finish(at, now)
+                });
+                assert!(turns.into_iter().eq(0..columns));
+                assert!(sums == expected, "{columns} and {later} later columns");
+            }
+        }
     }
 }

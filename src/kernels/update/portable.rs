@@ -33,3 +33,11 @@ pub(super) fn add_outer(factors: &[f32], x: &[f32; PANEL], rows: &mut [f32]) {
         row.iter_mut().zip(x).for_each(|(to, x)| *to = factor.mul_add(*x, *to));
     }
 }
+
+/// Adds all products to a row in the order of the factors.
+#[inline(always)]
+pub(super) fn add_outers(factors: &[&[f32]], x: &[[f32; PANEL]], rows: &mut [f32]) {
+    for (factors, x) in factors.iter().zip(x) {
+        add_outer(factors, x, rows);
+    }
+}
