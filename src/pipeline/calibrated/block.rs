@@ -102,15 +102,15 @@ impl Plan<'_> {
         self.finish(&others, &Inputs::default(), &mut finishing)?;
         for layers in &groups {
             let tensors = planned.tensors_of(|layer| layers.iter().any(|of_group| of_group == layer));
-            let needs = |layer: &str| {
-                let is_asked = layers.iter().any(|asked| asked == layer);
-                if is_asked { self.needs_of_layer(planned, layer) } else { Needs::Nothing }
-            };
-            if layers.iter().any(|layer| needs(layer) > Needs::Nothing) {
+            if store.len() > 0 && !finishing.weights.is_empty() {
                 let finished = finishing.weights.clone();
                 names.extend(finished.iter().map(|(name, _)| name.clone()));
                 model.replace(block, finished)?;
             }
+            let needs = |layer: &str| {
+                let is_asked = layers.iter().any(|asked| asked == layer);
+                if is_asked { self.needs_of_layer(planned, layer) } else { Needs::Nothing }
+            };
             let stats = observe_groups(model, block, needs, store, None)?;
             let scales = self.observe_ranges(model, planned, layers, store)?;
             self.finish(&tensors, &Inputs { stats, scales }, &mut finishing)?;
