@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::kernels::level::Isa;
 use crate::kernels::transpose::{from_lanes, transposed};
-use crate::kernels::update::{Lanes, PANEL, go_through, sweep};
+use crate::kernels::update::{InTurn, Lanes, PANEL, sweep};
 
 /// Columns whose sums over all earlier columns are made together.
 const BLOCK: usize = 128;
@@ -59,19 +59,13 @@ impl Lanes for Rows<'_> {
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
-        let xs = &mut self.columns.as_chunks_mut::<PANEL>().0[columns.clone()];
-        let from_diagonal = |at: usize| &self.triangle[(columns.start + at) * (self.size + 1)..];
-        go_through(
-            isa,
-            columns.len(),
-            |at| &from_diagonal(at)[1..],
-            sums,
-            |at, now| {
-                let diagonal = from_diagonal(at)[0];
-                xs[at].iter_mut().zip(now).for_each(|(x, sum)| *x = (*x - *sum) / diagonal);
-                xs[at]
-            },
-        );
+        let mut in_turn = InTurn::new(isa, columns.len(), sums);
+        for j in columns {
+            let row = &self.triangle[j * (self.size + 1)..];
+            let x = &mut self.columns.as_chunks_mut::<PANEL>().0[j];
+            x.iter_mut().zip(in_turn.sums()).for_each(|(x, sum)| *x = (*x - *sum) / row[0]);
+            in_turn.finish(&row[1..], x);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::level::{Isa, multiversion};
 use super::matmul::panels::Aligned;
 use super::transpose::to_lanes;
-use super::update::{self, Lanes, PANEL, Panels, symmetric_product};
+use super::update::{self, InTurn, Lanes, PANEL, Panels, symmetric_product};
 
 pub(crate) use wide::gram_of_rows;
 
@@ -144,18 +144,13 @@ impl Lanes for Weighted<'_> {
     }
 
     fn block(&mut self, isa: Isa, columns: Range<usize>, sums: &mut [f32]) {
-        let (xs, totals) = (&self.columns.as_chunks::<PANEL>().0[columns.clone()], &mut self.totals);
-        let from_diagonal = |at: usize| &self.hessian[(columns.start + at) * (self.size + 1)..];
-        update::go_through(
-            isa,
-            columns.len(),
-            |at| &from_diagonal(at)[1..],
-            sums,
-            |at, now| {
-                add_weighted(isa, from_diagonal(at)[0], &xs[at], now, totals);
-                xs[at]
-            },
-        );
+        let mut in_turn = InTurn::new(isa, columns.len(), sums);
+        for j in columns {
+            let weights = &self.hessian[j * (self.size + 1)..];
+            let x = &self.columns.as_chunks::<PANEL>().0[j];
+            add_weighted(isa, weights[0], x, in_turn.sums(), &mut self.totals);
+            in_turn.finish(&weights[1..], x);
+        }
     }
 }
 

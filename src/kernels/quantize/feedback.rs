@@ -9,7 +9,7 @@ use super::portable::{clamp, e4m3, e4m3_value, with_precision};
 use super::{Codes, F8_E4M3_MAX, ROUND};
 use crate::dtype::Precision;
 use crate::kernels::level::{Isa, multiversion};
-use crate::kernels::update::{self, PANEL};
+use crate::kernels::update::{InTurn, PANEL};
 
 /// Some neighbouring columns of 32 rows.
 pub(crate) struct Feedback<'a> {
@@ -122,34 +122,28 @@ fn go_through<P: Copy, T>(
 ) {
     let Feedback { isa, factor, size, columns, weights, kept, sums, errors, damping, squares, .. } = block;
     let weights = weights.as_chunks::<PANEL>().0;
-    let (out, errors) = (out.as_chunks_mut::<PANEL>().0, errors.as_chunks_mut::<PANEL>().0);
-    let from_diagonal = |at: usize| &factor[(columns.start + at) * (size + 1)..];
-    update::go_through(
-        isa,
-        columns.len(),
-        |at| &from_diagonal(at)[1..],
-        sums,
-        |at, now| {
-            let (diagonal, parameters) = (from_diagonal(at)[0], of_column(at));
-            let kept = kept.get(at).copied().unwrap_or(u32::MAX);
-            let mut error = [0.0; PANEL];
-            for (r, (out, error)) in out[at].iter_mut().zip(&mut error).enumerate() {
-                let w = weights[at][r];
-                let (code, value) = round(parameters, r, w + now[r] / diagonal);
-                let keep = kept >> r & 1 == 1;
-                *out = if keep { code } else { pruned(parameters, r) };
-                *error = w - if keep { value } else { 0.0 };
-            }
-            let damping = f64::from(damping[at]);
-            for (r, error) in error.iter().enumerate() {
-                let (wide, term) = (f64::from(*error), f64::from(diagonal.mul_add(*error, now[r])));
-                squares.all[r] += term * term;
-                squares.damping[r] += damping * (wide * wide);
-            }
-            errors[at] = error;
-            error
-        },
-    );
+    let out = out.as_chunks_mut::<PANEL>().0.iter_mut();
+    let errors = errors.as_chunks_mut::<PANEL>().0.iter_mut();
+    let mut in_turn = InTurn::new(isa, columns.len(), sums);
+    for (at, (out, errors)) in out.zip(errors).enumerate() {
+        let row = &factor[(columns.start + at) * (size + 1)..];
+        let (now, parameters) = (*in_turn.sums(), of_column(at));
+        let kept = kept.get(at).copied().unwrap_or(u32::MAX);
+        for (r, (out, error)) in out.iter_mut().zip(errors.iter_mut()).enumerate() {
+            let w = weights[at][r];
+            let (code, value) = round(parameters, r, w + now[r] / row[0]);
+            let keep = kept >> r & 1 == 1;
+            *out = if keep { code } else { pruned(parameters, r) };
+            *error = w - if keep { value } else { 0.0 };
+        }
+        let damping = f64::from(damping[at]);
+        for (r, error) in errors.iter().enumerate() {
+            let (error, term) = (f64::from(*error), f64::from(row[0].mul_add(*error, now[r])));
+            squares.all[r] += term * term;
+            squares.damping[r] += damping * (error * error);
+        }
+        in_turn.finish(&row[1..], errors);
+    }
 }
 
 /// The values that columns would have if they were not rounded at all, but made good what happened to earlier ones.
@@ -164,17 +158,11 @@ pub(crate) fn expected_weights(
     sums: &mut [f32],
 ) {
     let weights = weights.as_chunks_mut::<PANEL>().0;
-    let from_diagonal = |at: usize| &factor[(columns.start + at) * (size + 1)..];
-    update::go_through(
-        isa,
-        weights.len(),
-        |at| &from_diagonal(at)[1..],
-        sums,
-        |at, now| {
-            let diagonal = from_diagonal(at)[0];
-            let made_good = now.map(|sum| sum / diagonal);
-            weights[at].iter_mut().zip(made_good).for_each(|(weight, made_good)| *weight += made_good);
-            made_good.map(|x| -x)
-        },
-    );
+    let mut in_turn = InTurn::new(isa, weights.len(), sums);
+    for (at, weights) in weights.iter_mut().enumerate() {
+        let row = &factor[(columns.start + at) * (size + 1)..];
+        let made_good = in_turn.sums().map(|sum| sum / row[0]);
+        weights.iter_mut().zip(made_good).for_each(|(weight, made_good)| *weight += made_good);
+        in_turn.finish(&row[1..], &made_good.map(|x| -x));
+    }
 }

@@ -56,35 +56,58 @@ pub(crate) fn add_outers(isa: Isa, factors: &[&[f32]], x: &[[f32; PANEL]], rows:
     }
 }
 
-/// Goes through the first `columns` columns of a triangular matrix, each of which adds to the sums of all later ones: `finish` takes
-/// the number of a column and its sums, and gives what the elements to the right of the diagonal are multiplied with.
+/// Columns of a triangular matrix that are finished from the first to the last, each of which adds to the sums of all later ones.
 ///
-/// # Shapes
-/// `right(j)` is what stands in row `j` to the right of the diagonal, at least up to the last sum; `sums` is `[columns and later
-/// ones][32]`.
-#[inline(always)]
-pub(crate) fn go_through<'m>(
+/// A few of them are finished before they add to those behind them, so that these are fetched once for all.
+pub(crate) struct InTurn<'a> {
     isa: Isa,
-    columns: usize,
-    right: impl Fn(usize) -> &'m [f32],
-    sums: &mut [f32],
-    mut finish: impl FnMut(usize, &mut [f32; PANEL]) -> [f32; PANEL],
-) {
-    let mut rest = sums.as_chunks_mut::<PANEL>().0;
-    for first in (0..columns).step_by(RUN) {
-        let (now, later) = rest.split_at_mut(RUN.min(columns - first));
-        let mut finished = [[0.0; PANEL]; RUN];
-        for (at, finished) in finished[..now.len()].iter_mut().enumerate() {
-            let Some((own, others)) = now[at..].split_first_mut() else { return };
-            *finished = finish(first + at, own);
-            add_outer(isa, right(first + at), finished, others.as_flattened_mut());
+    /// Columns that are left, from the first of the run on.
+    left: usize,
+    /// Sums, from the first column of the run on.
+    sums: &'a mut [[f32; PANEL]],
+    /// What each finished column of the run adds, times its elements to the right of the diagonal.
+    finished: [([f32; PANEL], &'a [f32]); RUN],
+    /// Finished columns of the run.
+    done: usize,
+}
+
+impl<'a> InTurn<'a> {
+    /// `sums` is `[columns and later ones][32]`.
+    pub(crate) fn new(isa: Isa, columns: usize, sums: &'a mut [f32]) -> Self {
+        let sums = sums.as_chunks_mut().0;
+        assert!(columns <= sums.len(), "sums of {columns} columns");
+        Self { isa, left: columns, sums, finished: [([0.0; PANEL], &[]); RUN], done: 0 }
+    }
+
+    /// The sums of the column whose turn it is.
+    ///
+    /// # Panics
+    /// When all are finished and there is no later one.
+    pub(crate) fn sums(&mut self) -> &mut [f32; PANEL] {
+        &mut self.sums[self.done]
+    }
+
+    /// Adds `x`, times what stands to the right of the column's diagonal element, to the sums of all later columns; then it is the
+    /// next one's turn.
+    ///
+    /// # Panics
+    /// When all are finished, or a later column has no element.
+    pub(crate) fn finish(&mut self, right: &'a [f32], x: &[f32; PANEL]) {
+        let run = RUN.min(self.left);
+        let in_run = self.sums[self.done + 1..run].as_flattened_mut();
+        add_outer(self.isa, right, x, in_run);
+        self.finished[self.done] = (*x, right);
+        self.done += 1;
+        if self.done == run {
+            let later = std::mem::take(&mut self.sums).split_at_mut(run).1;
+            let mut factors: [&[f32]; RUN] = [&[]; RUN];
+            let mut all = [[0.0; PANEL]; RUN];
+            for (at, (x, right)) in self.finished[..run].iter().enumerate() {
+                (factors[at], all[at]) = (&right[run - 1 - at..], *x);
+            }
+            add_outers(self.isa, &factors[..run], &all[..run], later.as_flattened_mut());
+            (self.sums, self.left, self.done) = (later, self.left - run, 0);
         }
-        let factors: [&[f32]; RUN] =
-            std::array::from_fn(
-                |at| if at < now.len() { &right(first + at)[now.len() - 1 - at..] } else { &[] },
-            );
-        add_outers(isa, &factors[..now.len()], &finished[..now.len()], later.as_flattened_mut());
-        rest = later;
     }
 }
 
@@ -247,7 +270,7 @@ mod tests {
 
     /// By the definition: every column is finished when all before it have added to its sums.
     #[test]
-    fn columns_are_gone_through_as_if_one_by_one_at_every_level() {
+    fn columns_in_turn_are_finished_as_if_one_by_one_at_every_level() {
         for (columns, later) in [(0, 0), (1, 0), (7, 5), (8, 0), (9, 26), (40, 13)] {
             let size = columns + later;
             let (matrix, before) = (values(size * size, 3), values(size * PANEL, 5));
@@ -264,12 +287,11 @@ mod tests {
             }
             for isa in Isa::all() {
                 let mut sums = before.clone();
-                let mut turns = Vec::new();
-                go_through(isa, columns, right, &mut sums, |at, now| {
-                    turns.push(at);
-                    finish(at, now)
-                });
-                assert!(turns.into_iter().eq(0..columns));
+                let mut in_turn = InTurn::new(isa, columns, &mut sums);
+                for at in 0..columns {
+                    let x = finish(at, in_turn.sums());
+                    in_turn.finish(right(at), &x);
+                }
                 assert!(sums == expected, "{columns} and {later} later columns");
             }
         }
