@@ -273,17 +273,22 @@ fn a_calibrated_run_takes_the_memory_that_the_plan_says() {
     // weights that are arranged for products share slabs of 32 MiB, of which only what they need is touched
     let int8 = RoundToNearest::int(Bits::new(8).unwrap());
     let one = int8.compress(&Layer::new(&[1, 64], &[1.0; 64], Precision::F32)).unwrap().weight;
-    for (method, transform, keeps, memory) in [
-        ("gptq", None, false, 1 << 20),
-        ("gptq-act-order", Some("rotate"), true, Calibration::MEMORY),
-        ("clip", Some("awq"), false, Calibration::MEMORY),
-        ("autoround", None, false, 0),
+    for (method, transform, keeps, memory, steps) in [
+        ("gptq", None, false, 1 << 20, None),
+        ("gptq-act-order", Some("rotate"), true, Calibration::MEMORY, None),
+        ("clip", Some("awq"), false, Calibration::MEMORY, None),
+        ("autoround", None, false, 0, None),
+        ("nearest", Some("rotate"), false, Calibration::MEMORY, NonZeroUsize::new(2)),
+        ("nearest", None, false, 0, NonZeroUsize::new(2)),
     ] {
         let rounding = Rounding::from_name(method).unwrap();
         let mut recipe =
             Recipe::preset("int4", PresetOptions { rounding, ..PresetOptions::default() }).unwrap();
         if let Some(name) = transform {
             recipe = recipe.transform(Transform::from_name(name).unwrap());
+        }
+        if let Some(steps) = steps {
+            recipe = recipe.reconstruct(steps);
         }
         let plan = Plan::new(&checkpoint, &recipe).unwrap();
         let work = Folder::new();

@@ -285,6 +285,10 @@ pub(super) struct RecipeArgs {
     /// Change the whole model before, without changing what it computes; repeatable
     #[arg(long, value_name = "NAME", long_help = names_help("Change the whole model before, without changing what it computes; repeatable:", &Transform::NAMES))]
     pub(super) transform: Vec<String>,
+    /// After its layers, learn the codes and scales of a whole block together, in so many steps of two samples; for decoders, needs
+    /// calibration
+    #[arg(long, value_name = "STEPS")]
+    pub(super) reconstruct: Option<NonZeroUsize>,
     /// Let the layers' biases make up for what quantization does to their mean output; needs calibration
     #[arg(long)]
     pub(super) bias_correction: bool,
@@ -393,6 +397,9 @@ impl RecipeArgs {
         }
         for name in &self.transform {
             recipe = recipe.transform(Transform::from_name(name)?);
+        }
+        if let Some(steps) = self.reconstruct {
+            recipe = recipe.reconstruct(steps);
         }
         if self.bias_correction {
             recipe = recipe.correct_biases(true);

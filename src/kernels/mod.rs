@@ -16,6 +16,7 @@ pub mod entropy;
 pub mod gram;
 pub mod hadamard;
 pub mod kmeans;
+pub(crate) mod learn;
 pub(crate) mod level;
 pub mod mask;
 pub(crate) mod matmul;

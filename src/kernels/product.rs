@@ -69,21 +69,63 @@ impl ColumnTiles {
             out.fill(0.0);
             return;
         }
-        let mut sums: Vec<Tile> = vec![[0.0; TILE * PANEL]; cols.div_ceil(TILE)];
+        let mut sums = self.no_sums();
         for (x, out) in x.chunks(PANEL * depth).zip(out.chunks_mut(PANEL * cols)) {
-            let lanes = transposed(isa, x, depth);
-            sums.fill([0.0; TILE * PANEL]);
-            for (block, lanes) in lanes.chunks(DEPTH * PANEL).enumerate() {
-                let (from, len) = (block * DEPTH * TILE, lanes.len() / PANEL * TILE);
-                for (tile, sums) in self.tiles.chunks_exact(depth * TILE).zip(&mut sums) {
-                    add_product(isa, &tile[from..from + len], lanes, sums);
-                }
+            self.strip(isa, &transposed(isa, x, depth), &mut sums, out);
+        }
+    }
+
+    /// `xᵀ · M` on all threads; the bits of [`product`](Self::product) of the transposed `x`.
+    ///
+    /// # Shapes
+    /// `x` is `[depth, rows]`, the result `[rows, cols]`.
+    pub(crate) fn transposed_product(&self, x: &[f32], rows: usize) -> Vec<f32> {
+        let mut out = vec![0.0; rows * self.cols];
+        let strips = out.par_chunks_mut((PANEL * self.cols).max(1)).enumerate();
+        strips.for_each(|(strip, out)| self.columns_into(Isa::current(), x, rows, strip * PANEL, out));
+        out
+    }
+
+    /// [`transposed_product`](Self::transposed_product) on the calling thread.
+    ///
+    /// # Shapes
+    /// `x` is `[depth, rows]`, `out` is `[rows, cols]`.
+    pub(crate) fn transposed_product_into(&self, isa: Isa, x: &[f32], rows: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), rows * self.cols, "rows of a product");
+        for (strip, out) in out.chunks_mut((PANEL * self.cols).max(1)).enumerate() {
+            self.columns_into(isa, x, rows, strip * PANEL, out);
+        }
+    }
+
+    /// Up to 32 rows of the product with the transposed `x`.
+    fn columns_into(&self, isa: Isa, x: &[f32], rows: usize, first: usize, out: &mut [f32]) {
+        assert_eq!(x.len(), self.depth * rows, "columns of a product");
+        let width = PANEL.min(rows - first);
+        let mut lanes = vec![0.0; self.depth * PANEL];
+        for (lanes, x) in lanes.chunks_exact_mut(PANEL).zip(x.chunks_exact(rows)) {
+            lanes[..width].copy_from_slice(&x[first..first + width]);
+        }
+        self.strip(isa, &lanes, &mut self.no_sums(), out);
+    }
+
+    fn no_sums(&self) -> Vec<Tile> {
+        vec![[0.0; TILE * PANEL]; self.cols.div_ceil(TILE)]
+    }
+
+    /// The product of up to 32 rows, `[depth][32]`.
+    fn strip(&self, isa: Isa, lanes: &[f32], sums: &mut [Tile], out: &mut [f32]) {
+        let (depth, cols) = (self.depth, self.cols);
+        sums.fill([0.0; TILE * PANEL]);
+        for (block, lanes) in lanes.chunks(DEPTH * PANEL).enumerate() {
+            let (from, len) = (block * DEPTH * TILE, lanes.len() / PANEL * TILE);
+            for (tile, sums) in self.tiles.chunks_exact((depth * TILE).max(1)).zip(&mut *sums) {
+                add_product(isa, &tile[from..from + len], lanes, sums);
             }
-            for (lane, row) in out.chunks_exact_mut(cols).enumerate() {
-                for (columns, sums) in row.chunks_mut(TILE).zip(&sums) {
-                    let of_lane = sums[lane..].iter().step_by(PANEL);
-                    columns.iter_mut().zip(of_lane).for_each(|(to, sum)| *to = *sum);
-                }
+        }
+        for (lane, row) in out.chunks_exact_mut(cols).enumerate() {
+            for (columns, sums) in row.chunks_mut(TILE).zip(&*sums) {
+                let of_lane = sums[lane..].iter().step_by(PANEL);
+                columns.iter_mut().zip(of_lane).for_each(|(to, sum)| *to = *sum);
             }
         }
     }
@@ -123,6 +165,14 @@ mod tests {
                 }
                 if depth > 0 {
                     assert_eq!(tiles.product(&x), expected);
+                }
+                let of_x = |at: usize| x[at % rows * depth + at / rows];
+                let columns: Vec<f32> = (0..x.len()).map(of_x).collect();
+                assert_eq!(tiles.transposed_product(&columns, rows), expected);
+                for isa in Isa::all() {
+                    let mut out = vec![f32::NAN; rows * cols];
+                    tiles.transposed_product_into(isa, &columns, rows, &mut out);
+                    assert_eq!(out, expected, "{isa:?} {rows} × {depth} × {cols}, transposed");
                 }
             }
         }

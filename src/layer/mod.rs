@@ -104,6 +104,8 @@ pub enum Alternative {
     Svd,
     /// The same without factors added to it.
     Uncorrected,
+    /// What was found for every layer of the block on its own.
+    LayerByLayer,
 }
 
 impl std::fmt::Display for Alternative {
@@ -114,13 +116,15 @@ impl std::fmt::Display for Alternative {
             Self::MagnitudeAndRounding => "magnitude pruning with plain rounding",
             Self::Svd => "plain SVD",
             Self::Uncorrected => "no correction",
+            Self::LayerByLayer => "each layer on its own",
         })
     }
 }
 
 /// What a calibrated method did to a layer, beside the plain alternative.
 ///
-/// Errors are those of the output over the calibration inputs, `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`.
+/// Errors are those of the output over the calibration inputs, `‖(W − Ŵ)·Xᵀ‖² / ‖W·Xᵀ‖²`; of a block that was learned as a whole, the
+/// mean over tokens of `‖ŷ − y‖² / ‖y‖²`, where `y` is what it gave before anything was compressed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The plain alternative.

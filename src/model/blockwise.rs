@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::overlay::Overlay;
-use super::{Execution, ModelError, Network, Tap};
+use super::{Execution, ModelError, Network, Tap, TrainedBlock};
 use crate::checkpoint::Checkpoint;
 use crate::weight::CompressedWeight;
 
@@ -105,6 +105,18 @@ impl<'a> Blockwise<'a> {
         Ok(())
     }
 
+    /// A block whose linear layers are to be trained, from the weights on that they have; `None` unless the network is a decoder.
+    ///
+    /// # Errors
+    /// When the checkpoint has changed.
+    pub(crate) fn trained_block(&self, block: usize) -> Result<Option<TrainedBlock<'_>>, ModelError> {
+        let weight = |layer: &str| self.overlay.dense(self.checkpoint, &format!("{layer}.weight"));
+        match &self.network {
+            Network::Decoder(model) => model.trained_block(block, weight).map(Some),
+            Network::Sequential(_) | Network::Encoder(_) => Ok(None),
+        }
+    }
+
     /// Features of the hidden states; for a network that is no transformer, most numbers that a layer works with.
     pub(crate) fn states_width(&self) -> usize {
         match &self.network {
@@ -117,6 +129,11 @@ impl<'a> Blockwise<'a> {
     /// Whether plain weights are used where their file is mapped.
     pub(crate) fn is_mapped(&self) -> bool {
         !matches!(self.network, Network::Sequential(_))
+    }
+
+    /// Whether it is a decoder.
+    pub(crate) fn is_decoder(&self) -> bool {
+        matches!(self.network, Network::Decoder(_))
     }
 
     /// Whether several sequences can go through it together.

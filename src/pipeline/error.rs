@@ -158,6 +158,14 @@ pub enum PipelineError {
         /// What is missing.
         what: &'static str,
     },
+    /// Blocks cannot be reconstructed.
+    #[error("{}: {reason}", path.display())]
+    Reconstruct {
+        /// The source.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// What was to be left out cannot be.
     #[error("{}: {reason}", path.display())]
     Shrink {

@@ -10,6 +10,7 @@ use crate::layer::{LayerStats, Needs};
 use crate::model::Execution;
 use crate::model::blockwise::Blockwise;
 use crate::model::overlay::Overlay;
+use crate::quantize::learned::LearnedCodes;
 use crate::weight::Form;
 
 /// Tokens of a sample when it is not known what the run is calibrated with.
@@ -58,7 +59,9 @@ impl Plan<'_> {
         let calibration = calibration.unwrap_or(Calibration::none());
         let width = model.states_width() as u64 * FLOAT;
         let states = calibration.samples.map_or(u64::MAX, |samples| samples.token_count() as u64 * width);
-        let states = states.min(calibration.memory as u64);
+        // what goes into blocks that are reconstructed, and what they are to give
+        let stores = if self.reconstruction.is_some() { 2 } else { 1 };
+        let states = stores * states.min(calibration.memory as u64);
         let tokens = tokens_at_once(calibration.samples) as u64;
         let (blocks, outside) = self.tensors_of_blocks(&model);
 
@@ -94,7 +97,11 @@ impl Plan<'_> {
             let observing = seen + working + 3 * changed + finished;
             let finishing = seen + changed + compressing.max().unwrap_or(0) + (2 * compressed).max(finished);
             let running = working + 4 * compressed;
-            observing.max(finishing).max(running)
+            let learning = match self.reconstruction {
+                Some(_) => changed + finished + FLOAT * learning_floats(all, tokens, working / FLOAT),
+                None => 0,
+            };
+            observing.max(finishing).max(running).max(learning)
         };
         let of_blocks = blocks.iter().enumerate().map(of_block).max().unwrap_or(0);
         let of_outside = 4 * FLOAT * rotated.iter().copied().max().unwrap_or(0);
@@ -117,6 +124,15 @@ impl Plan<'_> {
         let size = of_layers().map(|t| columns(t)).max().unwrap_or(0);
         LayerStats::bytes(size, needs)
     }
+}
+
+/// Floats that learning a block of so many weights takes, through which so many tokens go at a time, which leave `working` ones.
+fn learning_floats(weights: u64, tokens: u64, working: u64) -> u64 {
+    // what weights were, and are now; for both directions of products; two samples' gradients
+    let of_weights = (LearnedCodes::BYTES as u64 / FLOAT + 6) * weights;
+    // the forward pass keeps what the backward pass makes as much of again; attention's weights and slopes
+    let of_tokens = 4 * working + 2 * tokens * tokens * rayon::current_num_threads() as u64;
+    of_weights + of_tokens
 }
 
 /// Number of values of a tensor.

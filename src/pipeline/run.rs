@@ -119,7 +119,11 @@ impl Plan<'_> {
             let path = self.source().to_path_buf();
             let needs = |tensor: &&PlannedTensor<'_>| self.needs_of(tensor) > Needs::Nothing;
             let method = self.tensors().iter().find(needs).map(|tensor| tensor.methods().join(" + "));
-            let other = if self.corrected.is_empty() { "a transform" } else { "bias correction" };
+            let other = match self.reconstruction {
+                Some(_) => "block reconstruction",
+                None if self.corrected.is_empty() => "a transform",
+                None => "bias correction",
+            };
             let method = method.unwrap_or_else(|| other.to_owned());
             return Err(PipelineError::NeedsCalibration { path, method });
         }

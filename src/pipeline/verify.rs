@@ -30,7 +30,7 @@ pub struct Check {
     pub form: String,
     /// What is wrong, if anything.
     pub failure: Option<String>,
-    /// What changed its values before it was compressed (transforms, bias correction), by the output's manifest. Its error is
+    /// What changed its values beside rounding (transforms, bias correction, block reconstruction), by the output's manifest. Its error is
     /// then not held against a bound: whether such changes keep what the network answers shows only when it runs.
     pub changed: Option<String>,
     /// Relative error.
@@ -65,7 +65,7 @@ impl Verification {
 /// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, the error of every value
 /// that may differ, and what `config.json` tells loaders about each weight.
 ///
-/// What a rotation, scales or bias correction [changed](Check::changed) cannot be held against the source value by value: compare
+/// What a rotation, scales, bias correction or block reconstruction [changed](Check::changed) cannot be held against the source value by value: compare
 /// what the networks answer, with [`Agreement`](crate::evaluate::Agreement).
 ///
 /// # Errors

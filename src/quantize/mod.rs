@@ -25,6 +25,7 @@ mod gptq;
 mod histogram;
 mod hqq;
 mod kmeans;
+pub(crate) mod learned;
 mod observer;
 mod round;
 mod smooth;

@@ -56,6 +56,8 @@
 //!   smaller; only tersor reads such files. It can stand without any step.
 //! * `transforms = ["rotate", "awq"]`, beside `format`, changes the whole model before: `rotate`, `smooth`, `smooth=0.6`,
 //!   `smooth=search` or `awq`.
+//! * `reconstruct = 64`, beside `format`, learns the codes and scales of all integer layers of a block together, in so many steps, after
+//!   each of them was quantized; for decoders, with [calibration](crate::Calibration).
 //! * `bias_correction = true`, beside `format`, lets biases make up for what quantization does to the mean of their layers' output.
 
 mod criterion;
@@ -75,6 +77,8 @@ pub use rounding::Rounding;
 pub(crate) use step::Written;
 pub use step::{Action, InputQuantization, LayoutChoice, Prune, Selection, Step};
 pub use transform::Transform;
+
+use std::num::NonZeroUsize;
 
 use crate::checkpoint::TensorClass;
 use crate::prune::Allocation;
@@ -110,6 +114,7 @@ pub struct Recipe {
     entropy: bool,
     transforms: Vec<Transform>,
     corrects_biases: bool,
+    reconstruction: Option<NonZeroUsize>,
 }
 
 /// What a recipe does to one tensor.
@@ -183,6 +188,25 @@ impl Recipe {
     /// Whether biases make up for what quantization does to the mean of the layers' output.
     pub fn corrects_biases(&self) -> bool {
         self.corrects_biases
+    }
+
+    /// Chooses whether, after its layers, every block of a decoder is reconstructed in so many steps: the codes and scales of all its
+    /// integer layers are learned together, by descent along the gradient of what the block gives, from what the layers' methods found.
+    /// This needs calibration.
+    ///
+    /// A step takes two samples; 64 go once through 128. Where the block is no nearer afterwards to what it gave before anything was
+    /// compressed, its layers stay as they were found, and their rows say so.
+    ///
+    /// Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction" (2021); what is learned, and how, as
+    /// in the block-wise training of Chen et al., "`EfficientQAT`" (2024).
+    #[must_use]
+    pub fn reconstruct(self, steps: NonZeroUsize) -> Self {
+        Self { reconstruction: Some(steps), ..self }
+    }
+
+    /// In how many steps blocks are reconstructed, if they are.
+    pub fn reconstruction(&self) -> Option<NonZeroUsize> {
+        self.reconstruction
     }
 
     /// The transforms, in order.

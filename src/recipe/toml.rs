@@ -45,8 +45,11 @@ impl Recipe {
             reason: e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
         })?;
         let root = Fields { place: "the recipe".into(), table: &table };
-        root.only(&["format", "entropy", "ignore", "transforms", "bias_correction", "step"])?;
+        root.only(&["format", "entropy", "ignore", "transforms", "bias_correction", "reconstruct", "step"])?;
         let mut recipe = Self::new().correct_biases(root.boolean("bias_correction")?.unwrap_or(false));
+        if let Some(steps) = root.at_least_one("reconstruct")? {
+            recipe = recipe.reconstruct(steps);
+        }
         if let Some(name) = root.string("format")? {
             recipe = recipe.format(OutputFormat::from_name(name)?);
         }
@@ -273,7 +276,7 @@ fn read_quantize(fields: &Fields<'_>) -> Result<Step, RecipeError> {
 fn read_correction(fields: &Fields<'_>, step: Step) -> Result<Step, RecipeError> {
     let Some(fields) = fields.table("correction")? else { return Ok(step) };
     fields.only(&["rank", "dtype", "importance"])?;
-    let rank = fields.required("rank", read_rank(&fields)?)?;
+    let rank = fields.required("rank", fields.at_least_one("rank")?)?;
     let (factor_type, importance) = (read_factor_type(&fields)?, read_importance(&fields)?);
     Ok(step.corrected(|method| {
         let corrected = Corrected::of(method, rank).importance(importance);
@@ -286,7 +289,7 @@ fn read_correction(fields: &Fields<'_>, step: Step) -> Result<Step, RecipeError>
 
 fn read_low_rank(fields: &Fields<'_>) -> Result<Factorize, RecipeError> {
     fields.only(&["rank", "energy", "bytes", "dtype", "importance"])?;
-    let rank = match (read_rank(fields)?, fields.number("energy")?, fields.number("bytes")?) {
+    let rank = match (fields.at_least_one("rank")?, fields.number("energy")?, fields.number("bytes")?) {
         (Some(rank), None, None) => Rank::fixed(rank),
         (None, Some(share), None) => Rank::energy(share)?,
         (None, None, Some(share)) => Rank::bytes(share)?,
@@ -299,14 +302,6 @@ fn read_low_rank(fields: &Fields<'_>) -> Result<Factorize, RecipeError> {
     };
     let factorize = Factorize::new(rank).importance(read_importance(fields)?);
     Ok(read_factor_type(fields)?.map_or(factorize, |factor_type| factorize.factor_type(factor_type)))
-}
-
-fn read_rank(fields: &Fields<'_>) -> Result<Option<NonZeroUsize>, RecipeError> {
-    let rank = fields.integer("rank")?.map(|rank| usize::try_from(rank).ok().and_then(NonZeroUsize::new));
-    match rank {
-        Some(None) => Err(RecipeError::value(fields.key("rank"), "must be at least 1")),
-        rank => Ok(rank.flatten()),
-    }
 }
 
 fn read_factor_type(fields: &Fields<'_>) -> Result<Option<FactorType>, RecipeError> {
@@ -504,6 +499,14 @@ impl<'a> Fields<'a> {
 
     fn string(&self, key: &str) -> Result<Option<&'a str>, RecipeError> {
         self.get(key, "a string", Value::as_str)
+    }
+
+    /// A number that is at least 1.
+    fn at_least_one(&self, key: &str) -> Result<Option<NonZeroUsize>, RecipeError> {
+        match self.integer(key)?.map(|n| usize::try_from(n).ok().and_then(NonZeroUsize::new)) {
+            Some(None) => Err(RecipeError::value(self.key(key), "must be at least 1")),
+            n => Ok(n.flatten()),
+        }
     }
 
     fn boolean(&self, key: &str) -> Result<Option<bool>, RecipeError> {

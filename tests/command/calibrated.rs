@@ -43,6 +43,8 @@ fn killed_runs_go_on_and_end_with_the_same_bytes() {
             "gptq-act-order",
             "--transform",
             "rotate",
+            "--reconstruct",
+            "2",
             "--calibration",
             text,
             "--samples",
@@ -228,7 +230,9 @@ fn flags_are_what_recipes_say() {
     let (model, text) = scene();
     let folder = Folder::new();
     let step = "classes = [\"linear\"]\nquantize = { bits = 4, group_size = 8, method = \"gptq\", observer = \"mse\", shrinkage = 0.3 }";
-    let recipe = folder.put("recipe.toml", format!("[[step]]\nnames = [\"*_proj.weight\"]\n{step}\n"));
+    let steps = format!("[[step]]\nnames = [\"*_proj.weight\"]\n{step}\n");
+    let recipe = folder.put("recipe.toml", &steps);
+    let learned = folder.put("learned.toml", format!("reconstruct = 3\n{steps}"));
     let run = |name: &str, options: &[std::ffi::OsString]| {
         let output = folder.path().join(name);
         let common =
@@ -243,6 +247,9 @@ fn flags_are_what_recipes_say() {
     let by_recipe = run("recipe", &args!["--recipe", recipe]);
     assert!(run("flags", &flags) == by_recipe);
     assert!(run("neither", &preset) != by_recipe);
+    let learned = run("learned-by-recipe", &args!["--recipe", learned]);
+    assert!(run("learned", &[&flags[..], &args!["--reconstruct", "3"]].concat()) == learned);
+    assert!(learned != by_recipe);
     assert!(run("observer", &[&preset[..], &args!["--observer", "mse"]].concat()) != by_recipe);
 }
 
@@ -263,6 +270,11 @@ fn wrong_options_are_refused_in_one_line() {
         (args!["--observer", "mse", "--method", "hqq"].to_vec(), &["HQQ finds its ranges itself"]),
         (args!["--shrinkage", "0.2"].to_vec(), &["--shrinkage", "`--method gptq`", "sparsegpt"]),
         (args!["--shrinkage", "1", "--method", "gptq"].to_vec(), &["--shrinkage 1", "below 1"]),
+        (args!["--reconstruct", "3"].to_vec(), &["block reconstruction", "give calibration samples"]),
+        (
+            args!["--reconstruct", "3", "--calibration", text, "--inputs", "dense"].to_vec(),
+            &["leave dense inputs out"],
+        ),
         (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
         (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),
         (args!["--method", "gptq", "--calibration", empty].to_vec(), &["empty.txt", "holds no text"]),

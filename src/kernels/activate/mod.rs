@@ -56,6 +56,24 @@ pub fn activate_gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Gradients of `activation(gate) · up`: `gate` becomes the gradient with respect to it of what has the gradient `of_product` with
+/// respect to the product, and so does `up`.
+///
+/// # Panics
+/// When the lengths differ.
+pub(crate) fn gate_gradients(activation: Activation, gate: &mut [f32], up: &mut [f32], of_product: &[f32]) {
+    assert!(gate.len() == up.len() && gate.len() == of_product.len(), "values of the gate");
+    let isa = Isa::current();
+    let chunks = gate.par_chunks_mut(CHUNK).zip(up.par_chunks_mut(CHUNK)).zip(of_product.par_chunks(CHUNK));
+    chunks.for_each(|((gate, up), of_product)| match activation {
+        Activation::Relu => relu_gradients(isa, gate, up, of_product),
+        Activation::Silu => silu_gradients(isa, gate, up, of_product),
+        Activation::Gelu => gelu_gradients(isa, gate, up, of_product),
+        Activation::GeluTanh => gelu_tanh_gradients(isa, gate, up, of_product),
+        Activation::Tanh => tanh_gradients(isa, gate, up, of_product),
+    });
+}
+
 /// `values ← values + more`.
 ///
 /// # Panics
@@ -91,6 +109,30 @@ elementwise! {
     gelu, gelu_body;
     gelu_tanh, gelu_tanh_body;
     tanh, tanh_body;
+}
+
+macro_rules! gradients {
+    ($($name:ident, $body:ident, $value:ident, $slope:ident;)*) => {$(
+        multiversion! {
+            fn $name(gate: &mut [f32], up: &mut [f32], of_product: &[f32]) = $body
+        }
+
+        #[inline(always)]
+        fn $body(gate: &mut [f32], up: &mut [f32], of_product: &[f32]) {
+            for ((gate, up), of_product) in gate.iter_mut().zip(up).zip(of_product) {
+                let value = portable::$value(*gate);
+                *gate = of_product * *up * portable::$slope(*gate);
+                *up = of_product * value;
+            }
+        }
+    )*};
+}
+gradients! {
+    relu_gradients, relu_gradients_body, relu, relu_slope;
+    silu_gradients, silu_gradients_body, silu, silu_slope;
+    gelu_gradients, gelu_gradients_body, gelu, gelu_slope;
+    gelu_tanh_gradients, gelu_tanh_gradients_body, gelu_tanh, gelu_tanh_slope;
+    tanh_gradients, tanh_gradients_body, tanh, tanh_slope;
 }
 
 multiversion! {
@@ -226,6 +268,33 @@ mod tests {
                 silu_gate(isa, &mut actual, &values[..len]);
                 assert!(expected.iter().zip(&actual).all(|(a, b)| a.to_bits() == b.to_bits()));
             }
+        }
+    }
+
+    /// By differences of the function itself.
+    #[test]
+    fn gradients_of_gates_are_slopes_at_every_level() {
+        use Activation::{Gelu, GeluTanh, Relu, Silu, Tanh};
+        let points: Vec<f32> = (0..40).map(|i| (i as f32 - 19.5) * 0.2).collect();
+        let (ups, of_product): (Vec<f32>, Vec<f32>) =
+            (0..40).map(|i| ((i % 7) as f32 - 3.0, (i % 5) as f32 - 2.5)).unzip();
+        for activation in [Relu, Silu, Gelu, GeluTanh, Tanh] {
+            let (mut gate, mut up) = (points.clone(), ups.clone());
+            gate_gradients(activation, &mut gate, &mut up, &of_product);
+            for (i, x) in points.iter().enumerate() {
+                let step = 1.0 / 64.0;
+                let slope = (of(activation, x + step) - of(activation, x - step)) / (2.0 * step);
+                let expected = [of_product[i] * ups[i] * slope, of_product[i] * of(activation, *x)];
+                let close = |a: f32, b: f32| (a - b).abs() < 2e-3 * (1.0 + b.abs());
+                assert!(close(gate[i], expected[0]) && close(up[i], expected[1]), "{activation:?} at {x}");
+            }
+        }
+        for isa in Isa::all() {
+            let (mut gate, mut up) = (points.clone(), ups.clone());
+            silu_gradients(isa, &mut gate, &mut up, &of_product);
+            let (mut expected, mut of_up) = (points.clone(), ups.clone());
+            silu_gradients(Isa::Portable, &mut expected, &mut of_up, &of_product);
+            assert!(gate == expected && up == of_up, "{isa:?}");
         }
     }
 

@@ -83,3 +83,40 @@ pub(super) fn relu(x: f32) -> f32 {
     // a comparison, because `max` would turn NaN into 0
     if x < 0.0 { 0.0 } else { x }
 }
+
+/// The derivative of [`silu`].
+#[inline(always)]
+pub(super) fn silu_slope(x: f32) -> f32 {
+    let sigmoid = sigmoid(x);
+    sigmoid * (1.0 + x * (1.0 - sigmoid))
+}
+
+/// The derivative of [`tanh`].
+#[inline(always)]
+pub(super) fn tanh_slope(x: f32) -> f32 {
+    let tanh = tanh(x);
+    1.0 - tanh * tanh
+}
+
+/// The derivative of [`gelu`]: `Φ(x) + x · φ(x)`.
+#[inline(always)]
+pub(super) fn gelu_slope(x: f32) -> f32 {
+    const ONE_OVER_SQRT_2_PI: f32 = 0.398_942_3;
+    let density = ONE_OVER_SQRT_2_PI * exp(-0.5 * x * x);
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+}
+
+/// The derivative of [`gelu_tanh`].
+#[inline(always)]
+pub(super) fn gelu_tanh_slope(x: f32) -> f32 {
+    const SQRT_8_OVER_PI: f32 = 1.595_769;
+    let sigmoid = sigmoid(SQRT_8_OVER_PI * (x + 0.044_715 * x * x * x));
+    let inner = SQRT_8_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x);
+    sigmoid * (1.0 + x * (1.0 - sigmoid) * inner)
+}
+
+/// The derivative of [`relu`], 0 at 0.
+#[inline(always)]
+pub(super) fn relu_slope(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
+}

@@ -3,6 +3,8 @@
 //! Keys and values lie where products want their weights: keys as panels of 32 positions, values as panels of 32
 //! dimensions. Several heads of queries can share one of keys and values (grouped-query attention).
 
+mod gradient;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -14,6 +16,8 @@ use super::matmul::panels::{Aligned, BLOCK, PANEL, Storage};
 use super::matmul::schedule::parallel_min_work;
 use super::matmul::tile::{Finish, FloatTile, Last, Zeros};
 use super::normalize::softmax_in;
+
+pub(crate) use gradient::Attention;
 
 /// Keys and values of the tokens so far.
 #[derive(Debug, Clone)]
@@ -330,7 +334,7 @@ mod tests {
     use super::*;
 
     /// The definition, in `f64`.
-    fn naive(
+    pub(super) fn naive(
         q: &[f32],
         k: &[f32],
         v: &[f32],
@@ -360,7 +364,7 @@ mod tests {
         out
     }
 
-    fn random(len: usize, seed: u32) -> Vec<f32> {
+    pub(super) fn random(len: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
         let next = |_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

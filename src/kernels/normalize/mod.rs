@@ -11,6 +11,9 @@ multiversion! {
     fn rms_in(x: &mut [f32], weight: &[f32], epsilon: f32) = portable::rms
 }
 multiversion! {
+    fn rms_gradient_in(gradient: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) = portable::rms_gradient
+}
+multiversion! {
     fn layer_in(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) = portable::layer
 }
 multiversion! {
@@ -28,6 +31,28 @@ multiversion! {
 pub fn rms_norm(values: &mut [f32], weight: &[f32], epsilon: f32) {
     let isa = Isa::current();
     rows(values, weight.len(), |row| rms_in(isa, row, weight, epsilon));
+}
+
+/// The gradient with respect to `values` of what has the gradient `gradient` with respect to their [`rms_norm`]; it takes that one's
+/// place.
+///
+/// # Shapes
+/// Both are `[rows, weight.len()]`.
+///
+/// # Panics
+/// When they are not.
+pub(crate) fn rms_norm_gradient(gradient: &mut [f32], values: &[f32], weight: &[f32], epsilon: f32) {
+    let (isa, cols) = (Isa::current(), weight.len());
+    assert!(
+        gradient.len() == values.len() && values.len().is_multiple_of(cols.max(1)),
+        "values of whole rows"
+    );
+    if cols == 0 {
+        return;
+    }
+    let rows = gradient.par_chunks_exact_mut(cols).zip(values.par_chunks_exact(cols));
+    rows.with_min_len((CHUNK / cols).max(1))
+        .for_each(|(gradient, x)| rms_gradient_in(isa, gradient, x, weight, epsilon));
 }
 
 /// `x ← (x − mean(x)) / √(var(x) + ε) · w + b` for every row (Ba, Kiros and Hinton, 2016).
@@ -104,6 +129,34 @@ mod tests {
         }
     }
 
+    /// By differences of the definition in `f64`.
+    #[test]
+    fn the_gradient_of_rms_norm_is_its_slope() {
+        for cols in [1, 3, 16, 37] {
+            let at = |i: usize, k: usize| ((i * k % 11) as f32 - 5.0) / 3.0 + 0.1;
+            let x: Vec<f32> = (0..cols).map(|i| at(i, 7)).collect();
+            let w: Vec<f32> = (0..cols).map(|i| at(i, 3)).collect();
+            let of_norm: Vec<f32> = (0..cols).map(|i| at(i, 5)).collect();
+            let loss = |x: &[f64]| -> f64 {
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+                let scale = 1.0 / (mean + 1e-3).sqrt();
+                (0..cols).map(|i| x[i] * scale * f64::from(w[i]) * f64::from(of_norm[i])).sum()
+            };
+            let mut gradient = of_norm.clone();
+            rms_norm_gradient(&mut gradient, &x, &w, 1e-3);
+            let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            let slope = |i: usize| {
+                let moved = |by: f64| {
+                    let mut x = wide.clone();
+                    x[i] += by;
+                    loss(&x)
+                };
+                (moved(1e-5) - moved(-1e-5)) / 2e-5
+            };
+            close(&gradient, &(0..cols).map(slope).collect::<Vec<_>>());
+        }
+    }
+
     #[test]
     fn softmax_of_large_and_broken_values() {
         let mut x = [1000.0, 1000.0, -1000.0];
@@ -124,6 +177,8 @@ mod tests {
             rms_in(isa, &mut b, &x, 1e-5);
             layer_in(Isa::Portable, &mut a, &x, &x, 1e-5);
             layer_in(isa, &mut b, &x, &x, 1e-5);
+            rms_gradient_in(Isa::Portable, &mut a, &x, &x, 1e-5);
+            rms_gradient_in(isa, &mut b, &x, &x, 1e-5);
             softmax_in(Isa::Portable, &mut a);
             softmax_in(isa, &mut b);
             assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));

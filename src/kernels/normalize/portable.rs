@@ -27,6 +27,26 @@ pub(super) fn rms(x: &mut [f32], weight: &[f32], epsilon: f32) {
     }
 }
 
+/// The gradient of [`rms`]: `g ← s · g∘w − x · s³ · mean(x · g∘w)` with `s = 1 / √(mean(x²) + ε)`.
+#[inline(always)]
+pub(super) fn rms_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let mean = sum(x, |x| x * x) / x.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    for (gradient, weight) in gradient.iter_mut().zip(weight) {
+        *gradient *= weight;
+    }
+    let mut lanes = [0.0f32; LANES];
+    for (gradients, xs) in gradient.chunks(LANES).zip(x.chunks(LANES)) {
+        for ((lane, gradient), x) in lanes.iter_mut().zip(gradients).zip(xs) {
+            *lane += gradient * x;
+        }
+    }
+    let along = lanes.iter().sum::<f32>() / x.len() as f32 * scale * scale;
+    for (gradient, x) in gradient.iter_mut().zip(x) {
+        *gradient = scale * (*gradient - x * along);
+    }
+}
+
 /// `x ← (x − mean(x)) / √(var(x) + ε) · w + b`.
 #[inline(always)]
 pub(super) fn layer(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {

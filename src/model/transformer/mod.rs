@@ -14,6 +14,7 @@ mod wiring;
 
 pub use cache::Cache;
 pub use decoder::Decoder;
+pub(crate) use decoder::TrainedBlock;
 pub(in crate::model) use decoder_config::DECODERS;
 pub use encoder::Encoder;
 pub use generate::{GenerateOptions, Sampling};

@@ -153,6 +153,11 @@ impl Rope {
 }
 
 impl Angles {
+    /// The transposed rotations, which take gradients back.
+    pub(super) fn transposed(&self) -> Self {
+        Self { half: self.half, cos: self.cos.clone(), sin: self.sin.iter().map(|sin| -sin).collect() }
+    }
+
     /// Rotates all heads of the positions' tokens.
     pub(super) fn rotate(&self, heads: &mut [f32], width: usize) {
         if self.half == 0 {

@@ -20,7 +20,7 @@ pub(in crate::pipeline) type SeenStats = BTreeMap<String, Arc<LayerStats>>;
 
 /// A block and what is planned for its tensors.
 pub(in crate::pipeline) struct Planned<'p> {
-    block: usize,
+    pub(super) block: usize,
     tensors: &'p [&'p PlannedTensor<'p>],
     by_name: BTreeMap<&'p str, &'p PlannedTensor<'p>>,
 }
@@ -38,7 +38,7 @@ impl<'p> Planned<'p> {
         self.tensors.iter().copied().filter(|tensor| is_of_them(tensor)).collect()
     }
 
-    fn weight_of(&self, layer: &str) -> Option<&'p PlannedTensor<'p>> {
+    pub(super) fn weight_of(&self, layer: &str) -> Option<&'p PlannedTensor<'p>> {
         self.by_name.get(format!("{layer}.weight").as_str()).copied()
     }
 }

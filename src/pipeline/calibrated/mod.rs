@@ -2,6 +2,7 @@
 
 mod block;
 mod finish;
+mod reconstruct;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub(super) use self::block::{Planned, SeenStats, observe_groups};
 use self::finish::{Finishing, Inputs};
+use self::reconstruct::ONLY_DECODERS;
 use super::PipelineError;
 use super::plan::{Plan, PlannedAction, PlannedTensor};
 use super::prepared::{Prepared, TensorReport};
@@ -99,6 +101,7 @@ impl Plan<'_> {
             .unwrap_or_default()
             .max(self.transforms.needs())
             .max(if self.corrected.is_empty() { Needs::Nothing } else { Needs::Channels })
+            .max(if self.reconstruction.is_none() { Needs::Nothing } else { Needs::Channels })
     }
 
     /// Does what is planned, as [`run`](Self::run), with calibration: every layer is compressed with regard to what goes into
@@ -154,6 +157,9 @@ impl Plan<'_> {
         }
         let (transforms, scales) = (self.transforms.fingerprint(), &self.input_scales);
         hash.update(format!("{transforms} {:?} {scales:?} {:?}", calibration.inputs, self.corrected));
+        if let Some(steps) = self.reconstruction {
+            hash.update(format!(" reconstructed in {steps} steps"));
+        }
         Ok(hex(hash))
     }
 
@@ -165,6 +171,7 @@ impl Plan<'_> {
     ) -> Result<Prepared, PipelineError> {
         let mut model = Blockwise::open(self.checkpoint, Overlay::default(), Execution::default())?;
         self.check_seen(&model)?;
+        self.check_reconstruction(&model, calibration)?;
         let total = self.tensors().iter().map(|t| t.entry.bytes).sum();
         let mut done = 0;
         let mut next = |tensors: &[&PlannedTensor<'_>]| {
@@ -209,19 +216,33 @@ impl Plan<'_> {
             }
             None => Store::new(0, unfinished.folder()),
         };
+        // what blocks are to give, when they are reconstructed
+        let mut dense = match (self.reconstruction, calibration.samples) {
+            (Some(_), Some(samples)) => {
+                Some(embed(&model, samples, Store::new(calibration.memory, unfinished.folder()))?)
+            }
+            _ => None,
+        };
         for (block, tensors) in blocks.iter().enumerate() {
             next(tensors)?;
+            if let Some(dense) = &mut dense {
+                self.run_dense(&mut model, &Planned::new(block, tensors), dense)?;
+            }
             let finished = if let Some(finished) = unfinished.block(block)? {
                 self.check_strict(&finished.reports, calibration)?;
                 finished
             } else {
                 let planned = Planned::new(block, tensors);
-                let Finishing { weights, reports, .. } = match calibration.inputs {
+                let mut finishing = match calibration.inputs {
                     BlockInputs::Dense => {
                         self.calibrate_at_once(&mut model, &planned, &mut store, saved.as_ref())?
                     }
                     BlockInputs::Compressed => self.calibrate_in_turn(&mut model, &planned, &mut store)?,
                 };
+                if let (Some(steps), Some(dense)) = (self.reconstruction, &mut dense) {
+                    self.reconstruct(&mut model, &planned, &mut finishing, [&mut store, dense], steps)?;
+                }
+                let Finishing { weights, reports, .. } = finishing;
                 self.check_strict(&reports, calibration)?;
                 unfinished.write_block(block, &weights, &reports)?
             };
@@ -273,6 +294,31 @@ impl Plan<'_> {
                 method: tensor.methods().join(" + "),
             }),
         }
+    }
+
+    /// Blocks that are to be reconstructed must be those of a decoder, see what compressed ones give, and have something to learn.
+    fn check_reconstruction(
+        &self,
+        model: &Blockwise<'_>,
+        calibration: Calibration<'_>,
+    ) -> Result<(), PipelineError> {
+        if self.reconstruction.is_none() {
+            return Ok(());
+        }
+        if !model.is_decoder() {
+            return Err(self.reconstruction_error(ONLY_DECODERS));
+        }
+        if calibration.inputs == BlockInputs::Dense {
+            let reason = "blocks are reconstructed from what compressed ones give; leave dense inputs out, or `reconstruct`";
+            return Err(self.reconstruction_error(reason));
+        }
+        let (blocks, _) = self.tensors_of_blocks(model);
+        if !blocks.iter().flatten().any(|tensor| Self::is_learned(tensor)) {
+            let reason = "nothing can be reconstructed: no layer of a block becomes integers for every weight; quantize some to int2 … int8 \
+                          without pruning them, or leave `reconstruct` out";
+            return Err(self.reconstruction_error(reason));
+        }
+        Ok(())
     }
 
     /// What must be known of the input of a tensor's layer.

@@ -3,6 +3,7 @@ mod tensor;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -211,6 +212,8 @@ pub struct Plan<'a> {
     pub(in crate::pipeline) transforms: Transforms,
     /// Layers, without `.weight`, whose biases make up for what becomes of their weights.
     pub(in crate::pipeline) corrected: BTreeSet<String>,
+    /// In how many steps blocks are reconstructed, if they are.
+    pub(in crate::pipeline) reconstruction: Option<NonZeroUsize>,
     block_bytes: usize,
     pub(in crate::pipeline) entropy: bool,
     pub(in crate::pipeline) input_scales: BTreeMap<String, InputScales>,
@@ -285,6 +288,7 @@ impl<'a> Plan<'a> {
             companions,
             transforms,
             corrected,
+            reconstruction: recipe.reconstruction(),
             block_bytes,
             entropy: recipe.is_entropy_coded(),
             input_scales,
@@ -306,6 +310,11 @@ impl<'a> Plan<'a> {
     pub fn input_scales(mut self, scales: impl IntoIterator<Item = (String, InputScales)>) -> Self {
         self.input_scales.extend(scales);
         self
+    }
+
+    /// In how many steps blocks are reconstructed, if they are, as [`Recipe::reconstruct`] says.
+    pub fn reconstruction(&self) -> Option<NonZeroUsize> {
+        self.reconstruction
     }
 
     /// The output format.

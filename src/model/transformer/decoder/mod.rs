@@ -1,16 +1,19 @@
+mod block;
+mod trained;
+
 use ndarray::{Array2, ArrayView2};
 
+use self::block::{Block, Buffers, Shape};
+pub(crate) use self::trained::TrainedBlock;
 use super::cache::Cache;
 use super::decoder_config::DecoderConfig;
 use super::embedding::Embedding;
-use super::rope::Angles;
 use super::tensors::Tensors;
 use crate::checkpoint::Checkpoint;
-use crate::kernels::activate::{self, Activation};
-use crate::kernels::attention::{KeyValues, Visible, attend};
+use crate::kernels::attention::KeyValues;
 use crate::kernels::in_pool;
 use crate::kernels::normalize::rms_norm;
-use crate::model::linear::{Linear, forward_all, names_of, observe};
+use crate::model::linear::{Linear, names_of, observe};
 use crate::model::network::{Execution, LanguageModel};
 use crate::model::overlay::Overlay;
 use crate::model::tap::ToTheEnd;
@@ -43,52 +46,6 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: Vec<f32>,
     head: Linear,
-}
-
-/// What all blocks share.
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    heads: usize,
-    key_value_heads: usize,
-    head_dim: usize,
-    epsilon: f32,
-    activation: Activation,
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    input_norm: Vec<f32>,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    /// Of every head's query and key.
-    query_key_norm: Option<[Vec<f32>; 2]>,
-    window: Option<usize>,
-    feed_forward_norm: Vec<f32>,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-impl Block {
-    fn linears(&self) -> [&Linear; 7] {
-        let Self { query, key, value, output, gate, up, down, .. } = self;
-        [query, key, value, output, gate, up, down]
-    }
-}
-
-/// Room for what lies between the layers of a block, used again by the next.
-#[derive(Debug, Default)]
-struct Buffers {
-    normed: Vec<f32>,
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    attended: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    output: Vec<f32>,
 }
 
 /// Where blocks keep the keys and values of the tokens that they have seen.
@@ -185,6 +142,15 @@ impl Decoder {
         let Block { query, key, value, output, gate, up, down, .. } = &self.blocks[block];
         let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[gate, up], &[down]];
         names_of(groups)
+    }
+
+    /// A block whose linear layers are to be trained, from the weights on that `weight` gives by the layers' names.
+    pub(in crate::model) fn trained_block<E>(
+        &self,
+        block: usize,
+        weight: impl FnMut(&str) -> Result<Vec<f32>, E>,
+    ) -> Result<TrainedBlock<'_>, E> {
+        TrainedBlock::new(&self.blocks[block], self.shape, &self.rope, weight)
     }
 
     /// The layers whose weights are arranged for products.
@@ -364,91 +330,5 @@ impl LanguageModel for Decoder {
 
     fn logits(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
         self.forward(tokens, None)
-    }
-}
-
-impl Block {
-    fn open(tensors: &Tensors<'_>, config: &DecoderConfig, block: usize) -> Result<Self, ModelError> {
-        let DecoderConfig { hidden, intermediate, head_dim, .. } = *config;
-        let (queries, keys) = (config.heads * head_dim, config.key_value_heads * head_dim);
-        let at = |name: &str| format!("layers.{block}.{name}");
-        let norm = |name: &str, len| tensors.vector(&at(&format!("{name}.weight")), len);
-        let linear = |name: &str, shape, bias| tensors.linear(&at(name), shape, bias);
-        let (qkv_bias, mlp_bias) = (config.query_key_value_bias, config.feed_forward_bias);
-        let query_key_norm = if config.query_key_norm {
-            Some([norm("self_attn.q_norm", head_dim)?, norm("self_attn.k_norm", head_dim)?])
-        } else {
-            None
-        };
-        Ok(Self {
-            input_norm: norm("input_layernorm", hidden)?,
-            query: linear("self_attn.q_proj", [queries, hidden], qkv_bias)?,
-            key: linear("self_attn.k_proj", [keys, hidden], qkv_bias)?,
-            value: linear("self_attn.v_proj", [keys, hidden], qkv_bias)?,
-            output: linear("self_attn.o_proj", [hidden, queries], config.output_bias)?,
-            query_key_norm,
-            window: config.window(block),
-            feed_forward_norm: norm("post_attention_layernorm", hidden)?,
-            gate: linear("mlp.gate_proj", [intermediate, hidden], mlp_bias)?,
-            up: linear("mlp.up_proj", [intermediate, hidden], mlp_bias)?,
-            down: linear("mlp.down_proj", [hidden, intermediate], mlp_bias)?,
-        })
-    }
-
-    /// Adds to the hidden states what attention and the feed-forward layer make of them. The tokens follow those in the cache,
-    /// which keeps them.
-    fn run(
-        &self,
-        shape: Shape,
-        hidden: &mut [f32],
-        angles: &Angles,
-        cache: &mut KeyValues,
-        buffers: &mut Buffers,
-        tap: &mut Option<&mut dyn Tap>,
-    ) -> Result<(), ModelError> {
-        let Buffers { normed, query, key, value, attended, gate, up, output } = buffers;
-        let normalize = |hidden: &[f32], weight: &[f32], normed: &mut Vec<f32>| {
-            normed.clear();
-            normed.extend_from_slice(hidden);
-            rms_norm(normed, weight, shape.epsilon);
-        };
-        normalize(hidden, &self.input_norm, normed);
-        if observe(tap, &[&self.query, &self.key, &self.value], normed).is_break() {
-            return Ok(());
-        }
-        forward_all([&self.query, &self.key, &self.value], normed, [&mut *query, &mut *key, &mut *value])?;
-        if let Some([of_query, of_key]) = &self.query_key_norm {
-            rms_norm(query, of_query, shape.epsilon);
-            rms_norm(key, of_key, shape.epsilon);
-        }
-        angles.rotate(query, shape.heads * shape.head_dim);
-        angles.rotate(key, shape.key_value_heads * shape.head_dim);
-        let first = cache.len();
-        cache.append(key, value);
-        let visible = match self.window {
-            Some(window) => Visible::Window { first, window },
-            None => Visible::Causal { first },
-        };
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        attended.resize(query.len(), 0.0);
-        attend(query, cache, shape.heads / shape.key_value_heads, scale, visible, attended);
-        if observe(tap, &[&self.output], attended).is_break() {
-            return Ok(());
-        }
-        self.output.forward(attended, output)?;
-        activate::add(hidden, output);
-
-        normalize(hidden, &self.feed_forward_norm, normed);
-        if observe(tap, &[&self.gate, &self.up], normed).is_break() {
-            return Ok(());
-        }
-        forward_all([&self.gate, &self.up], normed, [&mut *gate, &mut *up])?;
-        activate::activate_gate(shape.activation, gate, up);
-        if observe(tap, &[&self.down], gate).is_break() {
-            return Ok(());
-        }
-        self.down.forward(gate, output)?;
-        activate::add(hidden, output);
-        Ok(())
     }
 }
