@@ -205,24 +205,15 @@ impl Plan<'_> {
             None => None,
         };
         let all_saved = |saved: &Saved| (0..blocks.len()).all(|block| saved.has(block));
-        let mut store = match calibration.samples {
-            // nothing has to be run
-            Some(_) if self.static_inputs().next().is_none() && saved.as_ref().is_some_and(all_saved) => {
-                Store::new(0, unfinished.folder())
-            }
-            Some(samples) => {
-                let store = Store::new(calibration.memory, unfinished.folder());
-                embed(&model, samples, store)?
-            }
-            None => Store::new(0, unfinished.folder()),
+        // nothing has to be run when all that is asked for is there
+        let is_known = self.static_inputs().next().is_none() && saved.as_ref().is_some_and(all_saved);
+        let embedded = || match calibration.samples.filter(|_| !is_known) {
+            Some(samples) => embed(&model, samples, Store::new(calibration.memory, unfinished.folder())),
+            None => Ok(Store::new(0, unfinished.folder())),
         };
+        let mut store = embedded()?;
         // what blocks are to give, when they are reconstructed
-        let mut dense = match (self.reconstruction, calibration.samples) {
-            (Some(_), Some(samples)) => {
-                Some(embed(&model, samples, Store::new(calibration.memory, unfinished.folder()))?)
-            }
-            _ => None,
-        };
+        let mut dense = self.reconstruction.map(|_| embedded()).transpose()?;
         for (block, tensors) in blocks.iter().enumerate() {
             next(tensors)?;
             if let Some(dense) = &mut dense {
