@@ -203,7 +203,7 @@ fn what_cannot_be_reconstructed_is_refused() {
     let error = refused(&fixture("bert"), &four, Calibration::new(&samples));
     assert!(error.contains("bert") && error.contains("decoders alone"), "{error}");
     let dense = Calibration::new(&samples).inputs(BlockInputs::Dense);
-    assert!(refused(&decoder, &four, dense).contains("leave dense inputs out"));
+    assert!(refused(&decoder, &four, dense).contains("leave out dense inputs"));
     for preset in ["fp16", "2:4+int4"] {
         let recipe = Recipe::preset(preset, PresetOptions::default()).unwrap();
         let recipe = recipe.reconstruct(4.try_into().unwrap());

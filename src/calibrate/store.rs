@@ -81,6 +81,21 @@ impl Store {
         Ok(Hidden { states: Array2::from_shape_vec((rows, cols), values).unwrap_or_default(), lengths })
     }
 
+    /// A copy of one, which stays.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such one.
+    pub(crate) fn copy(&mut self, index: usize) -> Result<Hidden, CalibrateError> {
+        match &self.items[index] {
+            Item::Held(hidden) => Ok(hidden.clone()),
+            // which stays in the file
+            Item::Spilled { .. } => self.take(index),
+        }
+    }
+
     /// Puts one back, which may have another width now.
     ///
     /// # Errors

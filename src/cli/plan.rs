@@ -28,6 +28,7 @@ fn to_json(plan: &Plan<'_>, memory: u64) -> Value {
         "bytes_before": plan.bytes_before(),
         "bytes_after": plan.bytes_after(),
         "entropy_coded": plan.is_entropy_coded(),
+        "reconstruction_steps": plan.reconstruction(),
         "peak_memory": memory,
         "files": plan.output_files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "left_behind": plan.left_behind().map(|path| path.display().to_string()).collect::<Vec<_>>(),

@@ -89,7 +89,8 @@ impl Compressed {
     }
 }
 
-/// What becomes of a layer without regard to its output, with as many weights and bits as by the method.
+/// What becomes of a layer, with as many weights and bits, without what the method adds: regard to the layer's output, or to the
+/// block's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

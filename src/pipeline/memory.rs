@@ -58,10 +58,10 @@ impl Plan<'_> {
         let model = Blockwise::open(self.checkpoint, Overlay::default(), Execution::default())?;
         let calibration = calibration.unwrap_or(Calibration::none());
         let width = model.states_width() as u64 * FLOAT;
-        let states = calibration.samples.map_or(u64::MAX, |samples| samples.token_count() as u64 * width);
+        let states = calibration.samples.map_or(u64::MAX / 2, |samples| samples.token_count() as u64 * width);
         // what goes into blocks that are reconstructed, and what they are to give
         let stores = if self.reconstruction.is_some() { 2 } else { 1 };
-        let states = stores * states.min(calibration.memory as u64);
+        let states = (stores * states).min(calibration.memory as u64);
         let tokens = tokens_at_once(calibration.samples) as u64;
         let (blocks, outside) = self.tensors_of_blocks(&model);
 
@@ -128,8 +128,8 @@ impl Plan<'_> {
 
 /// Floats that learning a block of so many weights takes, through which so many tokens go at a time, which leave `working` ones.
 fn learning_floats(weights: u64, tokens: u64, working: u64) -> u64 {
-    // what weights were, and are now; for both directions of products; two samples' gradients
-    let of_weights = (LearnedCodes::BYTES as u64 / FLOAT + 6) * weights;
+    // what weights were, and are now; for both directions of products; two samples' gradients; as much again for small groups' scales
+    let of_weights = (2 * LearnedCodes::BYTES as u64 / FLOAT + 6) * weights;
     // the forward pass keeps what the backward pass makes as much of again; attention's weights and slopes
     let of_tokens = 4 * working + 2 * tokens * tokens * rayon::current_num_threads() as u64;
     of_weights + of_tokens

@@ -19,7 +19,9 @@ pub(super) struct TensorReport {
     pub(super) outcomes: Vec<Outcome>,
     /// What was done to it before.
     pub(super) transforms: Vec<String>,
-    /// Whether that changed its values.
+    /// What was done to it afterwards.
+    pub(super) afterwards: Vec<String>,
+    /// Whether either changed its values.
     pub(super) changed: bool,
 }
 
@@ -40,9 +42,13 @@ impl Prepared {
     }
 
     /// The tensors whose values are others than the source's, whatever form they have, and what changed them.
-    pub(super) fn changed(&self) -> BTreeMap<&str, &[String]> {
+    pub(super) fn changed(&self) -> BTreeMap<&str, Vec<&str>> {
         let reports = self.blocks.iter().flat_map(|block| &block.reports).filter(|report| report.changed);
-        reports.map(|report| (report.name.as_str(), report.transforms.as_slice())).collect()
+        let named = reports.map(|report| {
+            let words = report.transforms.iter().chain(&report.afterwards);
+            (report.name.as_str(), words.map(String::as_str).collect())
+        });
+        named.collect()
     }
 
     /// Whether a tensor is among them.

@@ -418,7 +418,8 @@ fn layer_report(tensor: &PlannedTensor<'_>, errors: WeightErrors, clamped: u64) 
 /// The same of a tensor that was prepared.
 fn prepared_report(tensor: &PlannedTensor<'_>, report: &TensorReport) -> Option<LayerReport> {
     let layer = layer_report(tensor, report.errors?, report.clamped)?;
-    let methods = report.transforms.iter().cloned().chain(layer.methods).collect();
+    let before = report.transforms.iter().cloned();
+    let methods = before.chain(layer.methods).chain(report.afterwards.iter().cloned()).collect();
     Some(LayerReport { methods, outcomes: report.outcomes.clone(), ..layer })
 }
 

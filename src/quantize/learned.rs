@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::dtype::Precision;
-use crate::kernels::learn::{self, Codes, Descent};
+use crate::kernels::activate::portable::exp;
+use crate::kernels::learn::{self, CodeSpan, Descent};
 use crate::kernels::level::Isa;
 use crate::layer::MethodError;
 use crate::weight::{
@@ -58,11 +59,14 @@ impl Learned {
 pub(crate) struct Rates {
     /// Of places.
     pub(crate) places: f32,
-    /// Of the ends of symmetric codes, by way of the scale.
+    /// Of the last of symmetric codes, by way of its scale, whose logarithm thus moves by `ends / 2^(bits−1)`.
     pub(crate) ends: f32,
 }
 
 impl LearnedCodes {
+    /// Bytes that learning takes for each weight, or scale: its place, or factor, and the two moments of its gradient.
+    pub(crate) const BYTES: usize = 3 * size_of::<f32>();
+
     /// What is learned of a weight, of which `values` are those before it was compressed; `None` unless it
     /// [is of this kind](Self::is_learned), and no scale is 0.
     ///
@@ -71,9 +75,12 @@ impl LearnedCodes {
     pub(crate) fn of(weight: &CompressedWeight, values: &[f32]) -> Option<Self> {
         let form = weight.form();
         let Coding::Int { bits, granularity, scales: precision, .. } = form.coding() else { return None };
-        let fits = Self::is_learned(form) && values.len() == weight.rows() * weight.cols();
-        let scales = weight.scales().filter(|scales| fits && scales.scales().iter().all(|s| *s > 0.0))?;
         let (grid, cols) = (form.grid()?, weight.cols());
+        let stored = weight.dense_int_codes().filter(|codes| codes.len() == values.len())?;
+        let scales = weight.scales().filter(|scales| scales.scales().iter().all(|scale| *scale > 0.0))?;
+        if !Self::is_learned(form) {
+            return None;
+        }
         let mut learned = Self {
             shape: weight.shape().to_vec(),
             bits,
@@ -83,19 +90,20 @@ impl LearnedCodes {
             grid,
             cols,
             zero_points: scales.zero_points().map(<[i8]>::to_vec),
-            places: Learned::new(weight.dequantize().into_raw_vec_and_offset().0),
+            places: Learned::new(values.to_vec()),
             scales: scales.scales().to_vec(),
             factors: Learned::new(vec![0.0; scales.scales().len()]),
         };
         let mut places = std::mem::take(&mut learned.places.values);
-        places.par_chunks_mut(cols.max(1)).zip(values.par_chunks(cols.max(1))).enumerate().for_each(
-            |(row, (places, values))| {
-                let runs = places.chunks_mut(grid.block_cols).zip(values.chunks(grid.block_cols));
-                for (run, (places, values)) in runs.enumerate() {
+        places.par_chunks_mut(cols.max(1)).zip(stored.par_chunks(cols.max(1))).enumerate().for_each(
+            |(row, (places, stored))| {
+                let runs = places.chunks_mut(grid.block_cols).zip(stored.chunks(grid.block_cols));
+                for (run, (places, stored)) in runs.enumerate() {
                     let codes = learned.codes(row, run);
-                    for (place, value) in places.iter_mut().zip(values) {
-                        let code = (*place / codes.scale).round_ties_even().clamp(codes.low, codes.high);
-                        *place = (value / codes.scale).clamp(code - REACH, code + REACH);
+                    let zero_point = bits.range().0 as f32 - codes.low;
+                    for (place, stored) in places.iter_mut().zip(stored) {
+                        let code = f32::from(*stored) - zero_point;
+                        *place = (*place / codes.scale).clamp(code - REACH, code + REACH);
                     }
                 }
             },
@@ -110,25 +118,18 @@ impl LearnedCodes {
         is_int && form.layout() == LayoutKind::Dense && form.low_rank().is_none()
     }
 
-    /// Bytes that learning takes for each weight: its place, and the two moments of its gradient.
-    pub(crate) const BYTES: usize = 3 * size_of::<f32>();
-
     /// The codes of a run of a row that shares a scale.
-    fn codes(&self, row: usize, run: usize) -> Codes {
+    fn codes(&self, row: usize, run: usize) -> CodeSpan {
         let tile = self.grid.index(row, run * self.grid.block_cols);
         let (low, high) = self.bits.range();
         let zero_point = self.zero_points.as_ref().map_or(0, |zero_points| i32::from(zero_points[tile]));
         let scale = self.scale(tile);
-        Codes { low: (low - zero_point) as f32, high: (high - zero_point) as f32, scale }
+        CodeSpan { low: (low - zero_point) as f32, high: (high - zero_point) as f32, scale }
     }
 
     /// A scale as it is stored.
     fn scale(&self, tile: usize) -> f32 {
-        let factor = self.factors.values[tile];
-        if factor == 0.0 {
-            return self.scales[tile];
-        }
-        self.precision.round(self.scales[tile] * crate::kernels::activate::portable::exp(factor))
+        self.precision.round(self.scales[tile] * exp(self.factors.values[tile]))
     }
 
     /// The values as they are now.
@@ -214,5 +215,80 @@ impl LearnedCodes {
             Some(input) => weight.with_input(input)?,
             None => weight,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{Layer, Method};
+    use crate::quantize::{CodeType, Observer, RoundToNearest};
+
+    fn values(len: usize, by: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * by % 1009) as f32 / 1009.0 - 0.4) * 3.0).collect()
+    }
+
+    fn weights() -> Vec<(Vec<f32>, CompressedWeight)> {
+        let group = |size: usize| Granularity::Group(size.try_into().unwrap());
+        let block = Granularity::Block(2.try_into().unwrap(), 5.try_into().unwrap());
+        let mut all = Vec::new();
+        for granularity in [Granularity::Tensor, Granularity::Channel, group(4), group(7), block] {
+            for (bits, precision) in
+                [(2, Precision::F32), (3, Precision::F16), (8, Precision::Bf16), (8, Precision::F16)]
+            {
+                for (rows, cols, symmetric) in [(5, 13, true), (3, 20, false), (0, 4, false), (2, 0, true)] {
+                    let values = values(rows * cols, 97 + usize::from(bits));
+                    let codes = CodeType::Int { bits: Bits::new(bits).unwrap(), symmetric };
+                    let method = RoundToNearest::codes(codes);
+                    let method = method.granularity(granularity).observer(Observer::Mse);
+                    let shape = [rows, cols];
+                    let weight = method.compress(&Layer::new(&shape, &values, precision)).unwrap().weight;
+                    all.push((values, weight));
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_has_not_learned_is_what_was_found() {
+        for (values, weight) in weights() {
+            let learned = LearnedCodes::of(&weight, &values).unwrap();
+            assert!(learned.weight().unwrap() == weight, "{}", weight.form());
+        }
+    }
+
+    /// A weight decodes to the values that were learned with, but for the rounding of values to the scales' precision.
+    #[test]
+    fn what_was_learned_is_what_is_stored() {
+        for (values, weight) in weights() {
+            let mut learned = LearnedCodes::of(&weight, &values).unwrap();
+            let target: Vec<f32> = values.iter().rev().copied().collect();
+            let distance =
+                |now: &[f32]| -> f32 { now.iter().zip(&target).map(|(a, b)| (a - b).powi(2)).sum() };
+            let before = distance(&learned.values());
+            for step in 0..50 {
+                let mut gradient: Vec<f32> =
+                    learned.values().iter().zip(&target).map(|(now, target)| now - target).collect();
+                learned.descend(&mut gradient, step, Rates { places: 0.05, ends: 0.02 });
+            }
+            let (now, stored) = (learned.values(), learned.weight().unwrap());
+            assert!(values.is_empty() || distance(&now) < before, "{}", weight.form());
+            assert_eq!(stored.form(), weight.form());
+            let epsilon = 1.0 / 128.0;
+            for (now, stored) in now.iter().zip(&stored.dequantize()) {
+                assert!((now - stored).abs() <= epsilon * now.abs(), "{}: {now} {stored}", weight.form());
+            }
+        }
+    }
+
+    #[test]
+    fn floats_and_sparse_weights_are_not_learned() {
+        let values = values(12, 5);
+        let plain = CompressedWeight::from_f32(&[3, 4], Precision::F32, &values).unwrap();
+        assert!(LearnedCodes::of(&plain, &values).is_none());
+        let sparse = RoundToNearest::int(Bits::new(4).unwrap());
+        let layer = Layer { layout: LayoutKind::Bitmask, ..Layer::new(&[3, 4], &values, Precision::F32) };
+        assert!(LearnedCodes::of(&sparse.compress(&layer).unwrap().weight, &values).is_none());
     }
 }

@@ -194,8 +194,10 @@ impl Recipe {
     /// integer layers are learned together, by descent along the gradient of what the block gives, from what the layers' methods found.
     /// This needs calibration.
     ///
-    /// A step takes two samples; 64 go once through 128. Where the block is no nearer afterwards to what it gave before anything was
-    /// compressed, its layers stay as they were found, and their rows say so.
+    /// A step takes two samples; 64 go once through 128. Where the block, run as it is stored, is no nearer afterwards to what it gave
+    /// before anything was compressed, its layers stay as they were found, and their rows say so. This is measured on up to 32 of the
+    /// samples themselves: many steps on few samples fit to these. Activations are floats while layers learn, also where they will be
+    /// quantized. Layers must see [what compressed ones give](crate::pipeline::BlockInputs::Compressed).
     ///
     /// Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction" (2021); what is learned, and how, as
     /// in the block-wise training of Chen et al., "`EfficientQAT`" (2024).

@@ -337,6 +337,19 @@ impl CompressedWeight {
         Some(all)
     }
 
+    /// The code of every position, `[rows, cols]`; `None` unless they are integers in a dense layout.
+    pub(crate) fn dense_int_codes(&self) -> Option<Vec<i8>> {
+        let (Layout::Dense, Values::Int { bits, codes, .. }) = (&self.layout, &self.values) else {
+            return None;
+        };
+        let mut all = vec![0u8; self.rows() * self.cols()];
+        for (row, out) in all.chunks_exact_mut(self.cols().max(1)).enumerate() {
+            codes.unpack(row, 0, out);
+        }
+        let first = bits.range().0;
+        Some(all.into_iter().map(|stored| (i32::from(stored) + first) as i8).collect())
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -273,7 +273,7 @@ fn wrong_options_are_refused_in_one_line() {
         (args!["--reconstruct", "3"].to_vec(), &["block reconstruction", "give calibration samples"]),
         (
             args!["--reconstruct", "3", "--calibration", text, "--inputs", "dense"].to_vec(),
-            &["leave dense inputs out"],
+            &["leave out dense inputs"],
         ),
         (args!["--transform", "rotat"].to_vec(), &["rotat", "did you mean `rotate`"]),
         (args!["--transform", "smooth=2", "--calibration", text].to_vec(), &["from 0 to 1"]),

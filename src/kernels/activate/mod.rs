@@ -56,8 +56,8 @@ pub fn activate_gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Gradients of `activation(gate) · up`: `gate` becomes the gradient with respect to it of what has the gradient `of_product` with
-/// respect to the product, and so does `up`.
+/// The backward pass of [`activate_gate`]: `of_product` is the gradient with respect to its result; `gate` and `up`, as they went in,
+/// become the gradients with respect to them.
 ///
 /// # Panics
 /// When the lengths differ.

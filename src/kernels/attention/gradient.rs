@@ -72,10 +72,16 @@ impl Attention<'_> {
         let values = columns(self.values, shared, head / self.group * dim, dim);
         let of_output = columns(of_output, width, head * dim, dim);
 
+        // packed before there are weights: a thread that waits for its part may begin with another head
+        let across = |matrix: &[f32]| ColumnTiles::transposed(matrix, dim, tokens);
+        let along = |matrix: &[f32]| ColumnTiles::new(tokens, dim, |row| &matrix[row * dim..][..dim]);
+        let (across_keys, across_values) = (across(&keys), across(&values));
+        let (along_keys, along_queries, along_output) = (along(&keys), along(&queries), along(&of_output));
+
         let mut weights = vec![0.0; tokens * tokens];
-        ColumnTiles::transposed(&keys, dim, tokens).product_into(isa, &queries, &mut weights);
+        across_keys.product_into(isa, &queries, &mut weights);
         let mut slopes = vec![0.0; tokens * tokens];
-        ColumnTiles::transposed(&values, dim, tokens).product_into(isa, &of_output, &mut slopes);
+        across_values.product_into(isa, &of_output, &mut slopes);
         let rows = weights.chunks_exact_mut(tokens.max(1)).zip(slopes.chunks_exact_mut(tokens.max(1)));
         for (query, (weights, slopes)) in rows.enumerate() {
             let sees = self.visible.of(query, tokens);
@@ -90,15 +96,14 @@ impl Attention<'_> {
             softmax_in(isa, weights);
             through_softmax(isa, weights, self.scale, slopes);
         }
-        let by_row = |matrix: &[f32]| ColumnTiles::new(tokens, dim, |row| &matrix[row * dim..][..dim]);
         let mut gradients = AttentionGradients {
             queries: vec![0.0; queries.len()],
             keys: vec![0.0; keys.len()],
             values: vec![0.0; values.len()],
         };
-        by_row(&of_output).transposed_product_into(isa, &weights, tokens, &mut gradients.values);
-        by_row(&keys).product_into(isa, &slopes, &mut gradients.queries);
-        by_row(&queries).transposed_product_into(isa, &slopes, tokens, &mut gradients.keys);
+        along_output.transposed_product_into(isa, &weights, tokens, &mut gradients.values);
+        along_keys.product_into(isa, &slopes, &mut gradients.queries);
+        along_queries.transposed_product_into(isa, &slopes, tokens, &mut gradients.keys);
         gradients
     }
 }

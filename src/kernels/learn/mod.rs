@@ -10,7 +10,7 @@ const LANES: usize = 16;
 
 /// The codes that there are, counted from the zero point, and what one step is worth.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Codes {
+pub(crate) struct CodeSpan {
     pub(crate) low: f32,
     pub(crate) high: f32,
     pub(crate) scale: f32,
@@ -37,13 +37,13 @@ impl Descent {
 }
 
 /// Nearest code of every place, in steps from the zero point.
-pub(crate) fn nearest_codes(isa: Isa, places: &[f32], codes: Codes, out: &mut [f32]) {
+pub(crate) fn nearest_codes(isa: Isa, places: &[f32], codes: CodeSpan, out: &mut [f32]) {
     assert_eq!(places.len(), out.len(), "places and codes");
     nearest_codes_in(isa, places, codes, out);
 }
 
 /// The value of every place's nearest code.
-pub(crate) fn learned_values(isa: Isa, places: &[f32], codes: Codes, out: &mut [f32]) {
+pub(crate) fn learned_values(isa: Isa, places: &[f32], codes: CodeSpan, out: &mut [f32]) {
     assert_eq!(places.len(), out.len(), "places and values");
     learned_values_in(isa, places, codes, out);
 }
@@ -55,7 +55,7 @@ pub(crate) fn learned_values(isa: Isa, places: &[f32], codes: Codes, out: &mut [
 pub(crate) fn through_codes(
     isa: Isa,
     places: &[f32],
-    codes: Codes,
+    codes: CodeSpan,
     gradient: &mut [f32],
     of_scale: &mut f32,
 ) {
@@ -81,22 +81,22 @@ pub(crate) fn adam(
 }
 
 multiversion! {
-    fn nearest_codes_in(places: &[f32], codes: Codes, out: &mut [f32]) = nearest_codes_body
+    fn nearest_codes_in(places: &[f32], codes: CodeSpan, out: &mut [f32]) = nearest_codes_body
 }
 
 #[inline(always)]
-fn nearest_codes_body(places: &[f32], codes: Codes, out: &mut [f32]) {
+fn nearest_codes_body(places: &[f32], codes: CodeSpan, out: &mut [f32]) {
     for (out, place) in out.iter_mut().zip(places) {
         *out = nearest(*place, codes);
     }
 }
 
 multiversion! {
-    fn learned_values_in(places: &[f32], codes: Codes, out: &mut [f32]) = learned_values_body
+    fn learned_values_in(places: &[f32], codes: CodeSpan, out: &mut [f32]) = learned_values_body
 }
 
 #[inline(always)]
-fn learned_values_body(places: &[f32], codes: Codes, out: &mut [f32]) {
+fn learned_values_body(places: &[f32], codes: CodeSpan, out: &mut [f32]) {
     for (out, place) in out.iter_mut().zip(places) {
         *out = nearest(*place, codes) * codes.scale;
     }
@@ -104,18 +104,18 @@ fn learned_values_body(places: &[f32], codes: Codes, out: &mut [f32]) {
 
 /// The nearest code.
 #[inline(always)]
-fn nearest(place: f32, codes: Codes) -> f32 {
+fn nearest(place: f32, codes: CodeSpan) -> f32 {
     // clamped first, so that what is rounded is small
     let place = place.clamp(codes.low, codes.high);
     (place + ROUND) - ROUND
 }
 
 multiversion! {
-    fn through_codes_in(places: &[f32], codes: Codes, gradient: &mut [f32], of_scale: &mut f32) = through_codes_body
+    fn through_codes_in(places: &[f32], codes: CodeSpan, gradient: &mut [f32], of_scale: &mut f32) = through_codes_body
 }
 
 #[inline(always)]
-fn through_codes_body(places: &[f32], codes: Codes, gradient: &mut [f32], of_scale: &mut f32) {
+fn through_codes_body(places: &[f32], codes: CodeSpan, gradient: &mut [f32], of_scale: &mut f32) {
     let mut lanes = [0.0f32; LANES];
     for (places, gradients) in places.chunks(LANES).zip(gradient.chunks_mut(LANES)) {
         for ((lane, place), gradient) in lanes.iter_mut().zip(places).zip(gradients) {
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn codes_values_and_gradients_by_hand() {
-        let codes = Codes { low: -2.0, high: 1.0, scale: 0.5 };
+        let codes = CodeSpan { low: -2.0, high: 1.0, scale: 0.5 };
         let places = [-9.0, -2.4, -0.5, 0.5, 0.6, 1.4, 1.6];
         let mut out = [0.0; 7];
         nearest_codes(Isa::Portable, &places, codes, &mut out);
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn every_level_gives_the_same_bits() {
-        let codes = Codes { low: -2.0, high: 1.0, scale: 0.37 };
+        let codes = CodeSpan { low: -2.0, high: 1.0, scale: 0.37 };
         for len in [0, 1, 15, 16, 17, 100] {
             let (places, gradient) = (values(len, 37), values(len, 29));
             let all = |isa: Isa| {

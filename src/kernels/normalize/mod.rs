@@ -33,8 +33,7 @@ pub fn rms_norm(values: &mut [f32], weight: &[f32], epsilon: f32) {
     rows(values, weight.len(), |row| rms_in(isa, row, weight, epsilon));
 }
 
-/// The gradient with respect to `values` of what has the gradient `gradient` with respect to their [`rms_norm`]; it takes that one's
-/// place.
+/// The backward pass of [`rms_norm`]: `gradient`, with respect to its result, becomes that with respect to `values`, which went in.
 ///
 /// # Shapes
 /// Both are `[rows, weight.len()]`.

@@ -135,6 +135,7 @@ impl Plan<'_> {
             errors: None,
             outcomes: Vec::new(),
             transforms: Vec::new(),
+            afterwards: Vec::new(),
             changed: false,
         };
         Ok((compressed.weight, report))
@@ -161,6 +162,7 @@ impl Plan<'_> {
             errors: Some(errors),
             outcomes: compressed.outcomes,
             transforms: Vec::new(),
+            afterwards: Vec::new(),
             changed: false,
         };
         Ok((compressed.weight, report))

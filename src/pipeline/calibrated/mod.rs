@@ -112,6 +112,7 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// As [`run`](Self::run), and when tersor does not run the network, the samples do not fit it, a layer's input is not finite,
+    /// blocks are to be [reconstructed](crate::Recipe::reconstruct) that cannot be,
     /// or [`strict`](Calibration::strict) says so. Then the finished blocks stay.
     pub fn run_calibrated(
         &self,
@@ -207,8 +208,9 @@ impl Plan<'_> {
         let all_saved = |saved: &Saved| (0..blocks.len()).all(|block| saved.has(block));
         // nothing has to be run when all that is asked for is there
         let is_known = self.static_inputs().next().is_none() && saved.as_ref().is_some_and(all_saved);
+        let of_store = calibration.memory / if self.reconstruction.is_some() { 2 } else { 1 };
         let embedded = || match calibration.samples.filter(|_| !is_known) {
-            Some(samples) => embed(&model, samples, Store::new(calibration.memory, unfinished.folder())),
+            Some(samples) => embed(&model, samples, Store::new(of_store, unfinished.folder())),
             None => Ok(Store::new(0, unfinished.folder())),
         };
         let mut store = embedded()?;
@@ -300,7 +302,8 @@ impl Plan<'_> {
             return Err(self.reconstruction_error(ONLY_DECODERS));
         }
         if calibration.inputs == BlockInputs::Dense {
-            let reason = "blocks are reconstructed from what compressed ones give; leave dense inputs out, or `reconstruct`";
+            let reason = "blocks are reconstructed from what compressed ones give; leave out dense inputs, which kept statistics are of, \
+                          too, or `reconstruct`";
             return Err(self.reconstruction_error(reason));
         }
         let (blocks, _) = self.tensors_of_blocks(model);

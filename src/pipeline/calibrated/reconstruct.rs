@@ -1,12 +1,15 @@
 //! Blocks as wholes: the codes and scales of all layers of a block, learned together.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use super::block::Planned;
 use super::finish::Finishing;
 use crate::calibrate::Store;
 use crate::evaluate::WeightErrors;
-use crate::layer::{Alternative, Outcome};
+use crate::kernels::activate::add;
+use crate::kernels::reduce::first_non_finite;
+use crate::layer::{Alternative, MethodError, Outcome};
 use crate::model::TrainedBlock;
 use crate::model::blockwise::{Blockwise, Hidden};
 use crate::pipeline::PipelineError;
@@ -25,11 +28,15 @@ const RATES: Rates = Rates { places: 1.5e-3, ends: 1e-2 };
 /// What of the first rates is left at least.
 const LEAST: f64 = 0.02;
 
+/// The least sum of squares that an error is held against.
+const TINY: f64 = 1e-30;
+
 /// A layer of a block that is learned.
 struct Learner {
     /// Number of the layer.
     layer: usize,
-    tensor: String,
+    /// Number among the finished tensors.
+    finished: usize,
     /// What it was before it was compressed.
     values: Vec<f32>,
     codes: LearnedCodes,
@@ -43,7 +50,7 @@ impl Plan<'_> {
     }
 
     /// Learns the codes and scales of all layers of a finished block together, so that it gives what it gave before anything was
-    /// compressed. What is no nearer to that is forgotten.
+    /// compressed. What is no nearer to that, when the block is run as it is stored, is forgotten.
     ///
     /// `hidden` is what goes into the block, `targets` what it is to give; both stay.
     pub(super) fn reconstruct(
@@ -55,67 +62,100 @@ impl Plan<'_> {
         steps: NonZeroUsize,
     ) -> Result<(), PipelineError> {
         let block = planned.block;
-        model.replace(block, finishing.weights.iter().cloned())?;
-        let mut trained =
-            model.trained_block(block)?.ok_or_else(|| self.reconstruction_error(ONLY_DECODERS))?;
-        let mut learners = self.learners(planned, finishing, &trained)?;
-        let before = error_of(&trained, hidden, targets)?;
-        for step in 0..if learners.is_empty() { 0 } else { steps.get() } {
-            let left = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps.get() as f64).cos());
-            let left = left.max(LEAST) as f32;
-            let rates = Rates { places: RATES.places * left, ends: RATES.ends * left };
-            descend(&mut trained, &mut learners, [&mut *hidden, &mut *targets], step, rates)?;
-        }
-        let after = error_of(&trained, hidden, targets)?;
+        let mut samples = Pairs { hidden, targets, path: self.source(), block };
         let names: Vec<String> = finishing.weights.iter().map(|(name, _)| name.clone()).collect();
-        for Learner { tensor, values, codes, .. } in &learners {
-            let error = PipelineError::method(self.source(), tensor);
-            let learned = codes.weight().map_err(error)?;
-            let is_of = |name: &str| name == tensor;
-            let weight = finishing.weights.iter_mut().find(|(name, _)| is_of(name));
-            let report = finishing.reports.iter_mut().find(|report| is_of(&report.name));
-            let (Some((_, weight)), Some(report)) = (weight, report) else { continue };
+        model.replace(block, finishing.weights.iter().cloned())?;
+        let learners = self.learn(model, planned, finishing, &mut samples, steps)?;
+        if !learners.is_empty() {
+            let before = error_of(model, &mut samples)?;
+            let learned: Result<Vec<_>, MethodError> =
+                learners.iter().map(|learner| learner.codes.weight()).collect();
+            let (after, learned, notes) = match learned {
+                Ok(learned) => {
+                    let of_layers = learners.iter().zip(&learned);
+                    let named = of_layers.map(|(of, weight)| (names[of.finished].clone(), weight.clone()));
+                    model.replace(block, named.collect::<Vec<_>>())?;
+                    (error_of(model, &mut samples)?.relative, learned, Vec::new())
+                }
+                Err(error) => (f64::INFINITY, Vec::new(), vec![format!("learning went astray: {error}")]),
+            };
             // an error that is no number is no better
-            let is_better = after.relative < before.relative;
-            if is_better {
-                let decoded = learned.dequantize();
-                report.errors = Some(WeightErrors::between(values, decoded.as_slice().unwrap_or_default()));
-                *weight = learned;
-                // which is more than rounding: values may be further from the source's than their neighbours
-                report.transforms.push(format!("block reconstructed in {steps} steps"));
-                report.changed = true;
-            }
-            report.outcomes.push(Outcome {
+            let is_better = after < before.relative;
+            let outcome = Outcome {
                 plain: Alternative::LayerByLayer,
                 plain_error: before.relative,
-                method_error: after.relative,
+                method_error: after,
                 kept_plain: !is_better,
                 damping: 0.0,
                 dead_channels: 0,
                 tokens: before.tokens,
-                notes: Vec::new(),
-            });
+                notes,
+            };
+            for learner in &learners {
+                finishing.reports[learner.finished].outcomes.push(outcome.clone());
+            }
+            for (learner, weight) in learners.iter().zip(learned).filter(|_| is_better) {
+                let decoded = weight.dequantize();
+                let report = &mut finishing.reports[learner.finished];
+                let decoded = decoded.as_slice().unwrap_or_default();
+                report.errors = Some(WeightErrors::between(&learner.values, decoded));
+                report.afterwards.push(format!("block reconstructed in {steps} steps"));
+                // which is more than rounding: values may be further from the source's than their neighbours
+                report.changed = true;
+                finishing.weights[learner.finished].1 = weight;
+            }
         }
         Ok(model.restore(block, names.iter().map(String::as_str))?)
+    }
+
+    /// What the layers of a block have learned after so many steps.
+    fn learn(
+        &self,
+        model: &Blockwise<'_>,
+        planned: &Planned<'_>,
+        finishing: &mut Finishing,
+        samples: &mut Pairs<'_>,
+        steps: NonZeroUsize,
+    ) -> Result<Vec<Learner>, PipelineError> {
+        let trained = model.trained_block(planned.block)?;
+        let mut trained = trained.ok_or_else(|| self.reconstruction_error(ONLY_DECODERS))?;
+        let mut learners = self.learners(planned, finishing, &trained)?;
+        if learners.is_empty() {
+            return Ok(learners);
+        }
+        for Learner { layer, codes, .. } in &learners {
+            trained.set(*layer, &codes.values());
+        }
+        for step in 0..steps.get() {
+            let left = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps.get() as f64).cos());
+            let left = left.max(LEAST) as f32;
+            let rates = Rates { places: RATES.places * left, ends: RATES.ends * left };
+            descend(&mut trained, &mut learners, samples, step, rates)?;
+        }
+        Ok(learners)
     }
 
     fn learners(
         &self,
         planned: &Planned<'_>,
-        finishing: &Finishing,
+        finishing: &mut Finishing,
         trained: &TrainedBlock<'_>,
     ) -> Result<Vec<Learner>, PipelineError> {
         let mut learners = Vec::new();
         for (layer, name) in trained.names().into_iter().enumerate() {
             let tensor = planned.weight_of(name).filter(|tensor| Self::is_learned(tensor));
             let Some(name) = tensor.map(PlannedTensor::name) else { continue };
-            let Some((_, weight)) = finishing.weights.iter().find(|(of, _)| of == name) else { continue };
+            // weights and reports stand in the same order
+            let finished = finishing.weights.iter().position(|(of, _)| of == name);
+            let Some(finished) = finished else { continue };
             let values = match finishing.changed.values.get(name) {
                 Some(values) => values.clone(),
                 None => self.checkpoint.values(name)?.into_owned(),
             };
-            let Some(codes) = LearnedCodes::of(weight, &values) else { continue };
-            learners.push(Learner { layer, tensor: name.to_owned(), values, codes });
+            match LearnedCodes::of(&finishing.weights[finished].1, &values) {
+                Some(codes) => learners.push(Learner { layer, finished, values, codes }),
+                None => finishing.reports[finished].afterwards.push(NOT_LEARNED.into()),
+            }
         }
         Ok(learners)
     }
@@ -129,6 +169,41 @@ impl Plan<'_> {
 pub(super) const ONLY_DECODERS: &str =
     "blocks of decoders alone can be reconstructed; leave `reconstruct` out for this network";
 
+const NOT_LEARNED: &str = "not reconstructed: a scale is 0";
+
+/// What goes into a block, and what it is to give.
+struct Pairs<'a> {
+    hidden: &'a mut Store,
+    targets: &'a mut Store,
+    path: &'a Path,
+    block: usize,
+}
+
+impl Pairs<'_> {
+    fn len(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// The two of one sample.
+    ///
+    /// # Errors
+    /// When they cannot be read, or one is not finite.
+    fn get(&mut self, index: usize) -> Result<[Hidden; 2], PipelineError> {
+        let pair = [self.hidden.copy(index)?, self.targets.copy(index)?];
+        for (hidden, what) in pair.iter().zip(["gets", "is to give"]) {
+            if let Some(found) = first_non_finite(slice(hidden)) {
+                let Self { block, path, .. } = self;
+                let reason = format!(
+                    "block {block} cannot be reconstructed: what it {what} for sample {index} holds {found}; leave this sample out, or \
+                     `reconstruct`"
+                );
+                return Err(PipelineError::Reconstruct { path: path.to_path_buf(), reason });
+            }
+        }
+        Ok(pair)
+    }
+}
+
 /// How far what a block gives is from what it is to give.
 struct BlockError {
     /// The mean over all tokens of the squared error, as a fraction of what it is to give squared.
@@ -136,23 +211,17 @@ struct BlockError {
     tokens: u64,
 }
 
-/// The error of a block on samples that are spread over all of them.
-fn error_of(
-    trained: &TrainedBlock<'_>,
-    hidden: &mut Store,
-    targets: &mut Store,
-) -> Result<BlockError, PipelineError> {
+/// The error of a block, run as it is stored, on samples that are spread over all of them.
+fn error_of(model: &Blockwise<'_>, samples: &mut Pairs<'_>) -> Result<BlockError, PipelineError> {
     let (mut sum, mut tokens) = (0.0, 0);
-    let measured = hidden.len().min(MEASURED);
+    let measured = samples.len().min(MEASURED);
     for sample in 0..measured {
-        let index = sample * hidden.len() / measured;
-        let [states, target] = [copy_of(hidden, index)?, copy_of(targets, index)?];
-        let width = states.states.ncols();
-        let found = trained.run(slice(&states));
-        for (found, target) in found.chunks_exact(width.max(1)).zip(slice(&target).chunks_exact(width.max(1)))
-        {
+        let [mut found, target] = samples.get(sample * samples.len() / measured)?;
+        model.run_block(samples.block, &mut found, None)?;
+        let width = found.states.ncols().max(1);
+        for (found, target) in slice(&found).chunks_exact(width).zip(slice(&target).chunks_exact(width)) {
             let (error, square) = squares(found, target);
-            sum += if square > 0.0 { error / square } else { 0.0 };
+            sum += error / square.max(TINY);
             tokens += 1;
         }
     }
@@ -163,21 +232,20 @@ fn error_of(
 fn descend(
     trained: &mut TrainedBlock<'_>,
     learners: &mut [Learner],
-    [hidden, targets]: [&mut Store; 2],
+    samples: &mut Pairs<'_>,
     step: usize,
     rates: Rates,
 ) -> Result<(), PipelineError> {
     let mut sums: Option<[Vec<f32>; TrainedBlock::LAYERS]> = None;
     for number in step * BATCH..(step + 1) * BATCH {
-        let index = spread(number, hidden.len());
-        let [states, target] = [copy_of(hidden, index)?, copy_of(targets, index)?];
-        let width = states.states.ncols();
+        let [states, target] = samples.get(spread(number, samples.len()))?;
+        let width = states.states.ncols().max(1);
         let gradients = trained.gradients(slice(&states), |found| slope(found, slice(&target), width));
         match &mut sums {
             None => sums = Some(gradients),
             Some(sums) => {
                 let of_layers = sums.iter_mut().zip(&gradients);
-                of_layers.for_each(|(sum, gradient)| crate::kernels::activate::add(sum, gradient));
+                of_layers.for_each(|(sum, gradient)| add(sum, gradient));
             }
         }
     }
@@ -191,11 +259,11 @@ fn descend(
 
 /// The gradient of the mean over all tokens of the relative squared error.
 fn slope(found: &[f32], target: &[f32], width: usize) -> Vec<f32> {
-    let tokens = (found.len() / width.max(1)).max(1) as f64;
+    let tokens = (found.len() / width).max(1) as f64;
     let mut slope = Vec::with_capacity(found.len());
-    for (found, target) in found.chunks_exact(width.max(1)).zip(target.chunks_exact(width.max(1))) {
+    for (found, target) in found.chunks_exact(width).zip(target.chunks_exact(width)) {
         let (_, square) = squares(found, target);
-        let scale = if square > 0.0 { 2.0 / (tokens * square) } else { 0.0 } as f32;
+        let scale = (2.0 / (tokens * square.max(TINY))) as f32;
         slope.extend(found.iter().zip(target).map(|(found, target)| (found - target) * scale));
     }
     slope
@@ -221,13 +289,6 @@ fn spread(number: usize, samples: usize) -> usize {
 
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-fn copy_of(store: &mut Store, index: usize) -> Result<Hidden, PipelineError> {
-    let hidden = store.take(index)?;
-    let copy = hidden.clone();
-    store.put(index, hidden)?;
-    Ok(copy)
 }
 
 fn slice(hidden: &Hidden) -> &[f32] {

@@ -36,7 +36,7 @@ struct Layer {
     shape: [usize; 2],
     /// For `x · Wᵀ`.
     forward: ColumnTiles,
-    /// For `dy · W`; `None` of layers that nothing comes before which learns.
+    /// For `dy · W`; `None` of query, key and value: nothing before them learns.
     backward: Option<ColumnTiles>,
 }
 
@@ -58,9 +58,8 @@ impl Layer {
 struct Tape {
     /// What goes into attention.
     normed: Vec<f32>,
-    /// Before their normalization, if they have one.
-    raw_query: Vec<f32>,
-    raw_key: Vec<f32>,
+    /// Before they were normalized, if they were.
+    raw_query_key: Option<[Vec<f32>; 2]>,
     query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
@@ -119,14 +118,6 @@ impl<'a> TrainedBlock<'a> {
         self.layers[layer] = Layer::new(layer, self.block.linears()[layer], weight);
     }
 
-    /// What the block gives for the hidden states of one sequence.
-    ///
-    /// # Shapes
-    /// Both are `[tokens, hidden]`.
-    pub(crate) fn run(&self, hidden: &[f32]) -> Vec<f32> {
-        self.forward(hidden).0
-    }
-
     /// Gradients with respect to the weights of all layers of a loss, whose gradient with respect to what the block gives is that of
     /// `of_output`.
     ///
@@ -139,7 +130,7 @@ impl<'a> TrainedBlock<'a> {
     ) -> [Vec<f32>; LAYERS] {
         let (output, tape) = self.forward(hidden);
         let of_output = of_output(&output);
-        let Tape { raw_query, raw_key, query, key, value, mut gate, mut up, .. } = tape;
+        let Tape { query, key, value, mut gate, mut up, .. } = tape;
 
         let of_down = self.weight_gradient(DOWN, &of_output, &tape.gated);
         gate_gradients(self.shape.activation, &mut gate, &mut up, &self.back(DOWN, &of_output));
@@ -166,9 +157,11 @@ impl<'a> TrainedBlock<'a> {
         let angles = self.rope.angles(0..self.tokens(hidden)).transposed();
         angles.rotate(&mut of_attention.queries, self.shape.heads * self.shape.head_dim);
         angles.rotate(&mut of_attention.keys, self.shape.key_value_heads * self.shape.head_dim);
-        if let Some([of_query, of_key]) = &self.block.query_key_norm {
-            rms_norm_gradient(&mut of_attention.queries, &raw_query, of_query, epsilon);
-            rms_norm_gradient(&mut of_attention.keys, &raw_key, of_key, epsilon);
+        if let (Some([of_query, of_key]), Some([query, key])) =
+            (&self.block.query_key_norm, &tape.raw_query_key)
+        {
+            rms_norm_gradient(&mut of_attention.queries, query, of_query, epsilon);
+            rms_norm_gradient(&mut of_attention.keys, key, of_key, epsilon);
         }
         [
             self.weight_gradient(QUERY, &of_attention.queries, &tape.normed),
@@ -193,12 +186,12 @@ impl<'a> TrainedBlock<'a> {
             values
         };
         let normed = normalized(hidden, &block.input_norm);
-        let (raw_query, raw_key) = (self.product(QUERY, &normed), self.product(KEY, &normed));
+        let (mut query, mut key) = (self.product(QUERY, &normed), self.product(KEY, &normed));
         let value = self.product(VALUE, &normed);
-        let (mut query, mut key) = match &block.query_key_norm {
-            Some([of_query, of_key]) => (normalized(&raw_query, of_query), normalized(&raw_key, of_key)),
-            None => (raw_query.clone(), raw_key.clone()),
-        };
+        let raw_query_key = block.query_key_norm.as_ref().map(|[of_query, of_key]| {
+            let (of_query, of_key) = (normalized(&query, of_query), normalized(&key, of_key));
+            [std::mem::replace(&mut query, of_query), std::mem::replace(&mut key, of_key)]
+        });
         let angles = self.rope.angles(0..self.tokens(hidden));
         angles.rotate(&mut query, shape.heads * shape.head_dim);
         angles.rotate(&mut key, shape.key_value_heads * shape.head_dim);
@@ -217,8 +210,7 @@ impl<'a> TrainedBlock<'a> {
         add(&mut output, &middle);
         let tape = Tape {
             normed,
-            raw_query,
-            raw_key,
+            raw_query_key,
             query,
             key,
             value,
@@ -285,7 +277,7 @@ mod tests {
 
             let mut expected = Array2::from_shape_vec((tokens, width), hidden.clone()).unwrap();
             decoder.run_block(1, &mut expected, None).unwrap();
-            let found = trained.run(&hidden);
+            let found = trained.forward(&hidden).0;
             let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
             assert!(found.iter().zip(&expected).all(close), "{name}");
 
@@ -296,7 +288,7 @@ mod tests {
                 let mut loss = |by: f32| -> f64 {
                     let moved: Vec<f32> = weight.iter().zip(&direction).map(|(w, d)| w + by * d).collect();
                     trained.set(layer, &moved);
-                    let output = trained.run(&hidden);
+                    let output = trained.forward(&hidden).0;
                     output.iter().zip(&of_output).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
                 };
                 let step = 1.0 / 1024.0;
