@@ -128,8 +128,8 @@ impl Plan<'_> {
 
 /// Floats that learning a block of so many weights takes, through which so many tokens go at a time, which leave `working` ones.
 fn learning_floats(weights: u64, tokens: u64, working: u64) -> u64 {
-    // what weights were, and are now; for both directions of products; two samples' gradients; as much again for small groups' scales
-    let of_weights = (2 * LearnedCodes::BYTES as u64 / FLOAT + 6) * weights;
+    // what weights were, and are now; for both directions of products; two samples' gradients; and as much as one for scales
+    let of_weights = (LearnedCodes::BYTES as u64 / FLOAT + 7) * weights;
     // the forward pass keeps what the backward pass makes as much of again; attention's weights and slopes
     let of_tokens = 4 * working + 2 * tokens * tokens * rayon::current_num_threads() as u64;
     of_weights + of_tokens
