@@ -63,6 +63,11 @@ fn summary(plan: &Plan<'_>, memory: u64) -> String {
         plan.format(),
         human(memory),
     );
+    if let Some(steps) = plan.reconstruction() {
+        text.push_str(&format!(
+            "\nafter its layers, the codes and scales of every block are learned together, in {steps} steps"
+        ));
+    }
     for note in notes(plan) {
         text.push_str(&format!("\nnote: {note}"));
     }
@@ -71,12 +76,7 @@ fn summary(plan: &Plan<'_>, memory: u64) -> String {
 
 /// What a reader might not expect of the output.
 pub(super) fn notes(plan: &Plan<'_>) -> Vec<String> {
-    let learned = plan.reconstruction().map(|steps| {
-        format!(
-            "after its layers, the codes and scales of every block are learned together, in {steps} steps"
-        )
-    });
-    learned.into_iter().chain(only_tersor(plan)).chain(left_behind(plan.left_behind())).collect()
+    only_tersor(plan).into_iter().chain(left_behind(plan.left_behind())).collect()
 }
 
 /// Most files that a note names.
