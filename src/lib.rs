@@ -22,7 +22,7 @@ pub mod report;
 pub mod transform;
 pub mod weight;
 
-pub use calibrate::{CalibrateError, Cut, Samples};
+pub use calibrate::{CalibrateError, Cut, OwnText, Samples};
 pub use checkpoint::{
     Checkpoint, CheckpointError, Entry, Stored, StoredTensor, TensorClass, coded_tensor, load_masks,
     save_masks, save_weights, stored_tensors,

@@ -7,6 +7,7 @@
 
 mod error;
 mod gather;
+mod own_text;
 mod read;
 mod samples;
 mod saved;
@@ -14,6 +15,7 @@ mod store;
 
 pub use error::CalibrateError;
 pub(crate) use gather::{BATCH_INPUTS, BATCH_TOKENS, Group, embed, observe_block, run_block};
+pub use own_text::OwnText;
 pub use read::Cut;
 pub use samples::Samples;
 pub(crate) use saved::{Saved, hash_of_inputs};

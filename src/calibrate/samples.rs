@@ -68,6 +68,14 @@ impl Samples {
         self.len() == 0
     }
 
+    /// The tokens of every sample; nothing, where they are no sequences.
+    pub fn sequences(&self) -> &[Vec<u32>] {
+        match &self.kind {
+            Kind::Tokens(sequences) => sequences,
+            Kind::Features(_) => &[],
+        }
+    }
+
     /// Tokens of all samples; samples, where they are no sequences.
     pub fn token_count(&self) -> usize {
         match &self.kind {

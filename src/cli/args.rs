@@ -98,6 +98,8 @@ pub(super) enum Command {
     Compare(CompareArgs),
     /// Go on with a text
     Generate(GenerateArgs),
+    /// Let a model write the text that it is calibrated on
+    Sample(SampleArgs),
     /// Check a compressed folder against its source
     Verify(VerifyArgs),
     /// Compress two small networks in many ways and show what each costs
@@ -526,4 +528,35 @@ pub(super) struct GenerateArgs {
     /// How activations enter products with integer weights
     #[arg(long, value_name = "HOW")]
     pub(super) activations: Option<ActivationChoice>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tersor sample SmolLM2-135M -o own-text.jsonl
+  tersor compress SmolLM2-135M --preset int4 --method gptq --calibration own-text.jsonl -o SmolLM2-135M-int4")]
+pub(super) struct SampleArgs {
+    /// A decoder with its tokenizer
+    pub(super) model: PathBuf,
+    /// The file to write: on every line a JSON object with the `input_ids` of a sample
+    #[arg(long, short, value_name = "FILE.jsonl")]
+    pub(super) output: PathBuf,
+    /// Number of samples
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(super) samples: NonZeroUsize,
+    /// Tokens of each
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub(super) context: NonZeroUsize,
+    /// Tokens are drawn from logits divided by this
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub(super) temperature: f64,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(super) top_p: f64,
+    /// Tokens to begin with, as ids with commas between; by default what `config.json` says begins a text
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub(super) start: Vec<u32>,
+    /// Samples that are drawn at the same time; each takes memory for its keys and values
+    #[arg(long, value_name = "N", default_value = "16")]
+    pub(super) at_once: NonZeroUsize,
 }

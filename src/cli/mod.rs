@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod output;
 mod plan;
+mod sample;
 mod shrink;
 mod task;
 mod verify;
@@ -74,6 +75,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Command::Eval(args) => eval::run(args, &output),
         Command::Compare(args) => compare::run(args, &output),
         Command::Generate(args) => generate::run(args, arguments.common.seed, &output),
+        Command::Sample(args) => sample::run(args, arguments.common.seed, &output),
         Command::Verify(args) => verify::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
     }

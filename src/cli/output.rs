@@ -71,14 +71,7 @@ impl Output {
 
     /// A progress bar on stderr, if that is a terminal, which stops the run on Ctrl-C.
     pub(super) fn progress(&self) -> Result<impl FnMut(Progress<'_>) -> ControlFlow<()>, Failure> {
-        static STOP: AtomicBool = AtomicBool::new(false);
-        static HANDLER: Once = Once::new();
-        let mut set = Ok(());
-        HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)));
-        set?;
-        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
-        let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}";
-        bar.set_style(ProgressStyle::with_template(template)?);
+        let bar = self.bar("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}")?;
         Ok(move |progress: Progress<'_>| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
@@ -86,13 +79,44 @@ impl Output {
                 Some(tensor) => bar.set_message(tensor.to_owned()),
                 None => bar.finish_and_clear(),
             }
-            if STOP.load(Ordering::Relaxed) {
-                bar.finish_and_clear();
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
+            go_on(&bar)
         })
     }
+
+    /// The same for a number of tokens.
+    pub(super) fn tokens(&self, total: u64) -> Result<impl FnMut(usize) -> ControlFlow<()>, Failure> {
+        let bar = self.bar("{bar:30} {human_pos}/{human_len} tokens, {per_sec}")?;
+        bar.set_length(total);
+        Ok(move |done: usize| {
+            bar.set_position(done as u64);
+            if done as u64 == total {
+                bar.finish_and_clear();
+            }
+            go_on(&bar)
+        })
+    }
+
+    fn bar(&self, template: &str) -> Result<ProgressBar, Failure> {
+        static HANDLER: Once = Once::new();
+        let mut set = Ok(());
+        HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)));
+        set?;
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+        bar.set_style(ProgressStyle::with_template(template)?);
+        Ok(bar)
+    }
+}
+
+/// Whether Ctrl-C was pressed.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Ends what a bar shows once Ctrl-C was pressed.
+fn go_on(bar: &ProgressBar) -> ControlFlow<()> {
+    if STOP.load(Ordering::Relaxed) {
+        bar.finish_and_clear();
+        return ControlFlow::Break(());
+    }
+    ControlFlow::Continue(())
 }
 
 /// `1234567` → `1.23 MB`.

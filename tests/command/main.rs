@@ -15,6 +15,7 @@ mod output;
 mod recipes;
 mod refused;
 mod report;
+mod sample;
 mod shrink;
 mod styles;
 mod tasks;

@@ -11,6 +11,7 @@ mod inputs;
 mod levels;
 mod model;
 mod mutations;
+mod own_text;
 mod quantized_inputs;
 mod taps;
 mod tensors;

@@ -46,11 +46,11 @@ impl Decoder {
         options: &GenerateOptions,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<(), ModelError> {
-        let mut sampler = Sampler::new(options.sampling)?;
+        let mut sampler = Sampler::new(options.sampling, 0)?;
         let mut cache = self.cache();
         let mut logits = self.extend(&mut cache, prompt)?;
         for left in (0..options.max_new_tokens).rev() {
-            let token = sampler.choose(&mut logits, cache.len())?;
+            let token = sampler.choose(&logits, cache.len())?;
             if options.stop.contains(&token) || each(token).is_break() {
                 break;
             }
@@ -63,13 +63,15 @@ impl Decoder {
     }
 }
 
-enum Sampler {
+/// Chooses tokens from logits.
+pub(crate) enum Sampler {
     Greedy,
     Nucleus { temperature: f64, top_p: f64, random: Box<ChaCha8Rng> },
 }
 
 impl Sampler {
-    fn new(sampling: Sampling) -> Result<Self, ModelError> {
+    /// Texts of the same seed, but another number, have nothing to do with each other.
+    pub(crate) fn new(sampling: Sampling, text: u64) -> Result<Self, ModelError> {
         match sampling {
             Sampling::Greedy => Ok(Self::Greedy),
             Sampling::Nucleus { temperature, top_p, seed } => {
@@ -81,13 +83,16 @@ impl Sampler {
                     );
                     return Err(ModelError::Tokens { reason });
                 }
-                let random = Box::new(ChaCha8Rng::seed_from_u64(seed));
-                Ok(Self::Nucleus { temperature, top_p, random })
+                let mut random = ChaCha8Rng::seed_from_u64(seed);
+                random.set_stream(text);
+                Ok(Self::Nucleus { temperature, top_p, random: Box::new(random) })
             }
         }
     }
 
-    fn choose(&mut self, logits: &mut [f32], position: usize) -> Result<u32, ModelError> {
+    /// # Errors
+    /// When a logit is not finite.
+    pub(crate) fn choose(&mut self, logits: &[f32], position: usize) -> Result<u32, ModelError> {
         if let Some((class, value)) = logits.iter().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(ModelError::NonFinite { sample: position, class, value: *value });
         }
@@ -99,8 +104,10 @@ impl Sampler {
             .zip(logits.iter())
             .map(|(token, logit)| (token, ((f64::from(*logit) - max) / *temperature).exp()))
             .collect();
-        // the likeliest first; equal ones in their order
-        tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
+        if *top_p < 1.0 {
+            // the likeliest first; equal ones in their order
+            tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
+        }
         let all: f64 = tokens.iter().map(|(_, p)| p).sum();
         let mut kept = 0.0;
         let mut count = 0;
@@ -125,10 +132,10 @@ mod tests {
 
     fn shares(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
         const ROUNDS: usize = 20_000;
-        let mut sampler = Sampler::new(sampling).unwrap();
+        let mut sampler = Sampler::new(sampling, 0).unwrap();
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..ROUNDS {
-            counts[sampler.choose(&mut logits.to_vec(), 0).unwrap() as usize] += 1.0 / ROUNDS as f64;
+            counts[sampler.choose(logits, 0).unwrap() as usize] += 1.0 / ROUNDS as f64;
         }
         counts
     }
@@ -157,13 +164,13 @@ mod tests {
         for (temperature, top_p) in
             [(0.0, 0.5), (-1.0, 0.5), (f64::NAN, 0.5), (1.0, 0.0), (1.0, 1.1), (1.0, f64::NAN)]
         {
-            let error = Sampler::new(Sampling::Nucleus { temperature, top_p, seed: 0 }).err().unwrap();
+            let error = Sampler::new(Sampling::Nucleus { temperature, top_p, seed: 0 }, 0).err().unwrap();
             assert!(error.to_string().contains("must be above 0"), "{error}");
         }
-        let mut sampler = Sampler::new(Sampling::Greedy).unwrap();
-        assert_eq!(sampler.choose(&mut [1.0, 3.0, 3.0], 0).unwrap(), 1);
+        let mut sampler = Sampler::new(Sampling::Greedy, 0).unwrap();
+        assert_eq!(sampler.choose(&[1.0, 3.0, 3.0], 0).unwrap(), 1);
         for (value, says) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
-            let error = sampler.choose(&mut [1.0, value], 5).unwrap_err().to_string();
+            let error = sampler.choose(&[1.0, value], 5).unwrap_err().to_string();
             assert!(error.contains(&format!("gives {says} for sample 5, class 1")), "{error}");
         }
     }

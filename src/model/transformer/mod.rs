@@ -17,5 +17,6 @@ pub use decoder::Decoder;
 pub(crate) use decoder::TrainedBlock;
 pub(in crate::model) use decoder_config::DECODERS;
 pub use encoder::Encoder;
+pub(crate) use generate::Sampler;
 pub use generate::{GenerateOptions, Sampling};
 pub(crate) use wiring::{DecoderWiring, EncoderWiring, Heads, LayerNames, Wiring};

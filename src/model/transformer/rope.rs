@@ -136,7 +136,7 @@ impl Rope {
     }
 
     /// The angles of some positions.
-    pub(super) fn angles(&self, positions: std::ops::Range<usize>) -> Angles {
+    pub(super) fn angles(&self, positions: impl ExactSizeIterator<Item = usize>) -> Angles {
         let half = self.frequencies.len();
         let (mut cos, mut sin) =
             (Vec::with_capacity(positions.len() * half), Vec::with_capacity(positions.len() * half));

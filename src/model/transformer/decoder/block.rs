@@ -1,3 +1,5 @@
+use rayon::prelude::*;
+
 use super::super::decoder_config::DecoderConfig;
 use super::super::rope::Angles;
 use super::super::tensors::Tensors;
@@ -105,14 +107,14 @@ impl Block {
         }
     }
 
-    /// Adds to the hidden states what attention and the feed-forward layer make of them. The tokens follow those in the cache,
-    /// which keeps them.
+    /// Adds to the hidden states what attention and the feed-forward layer make of them. They are those of some sequences, one
+    /// after the other, of as many tokens each, which follow those in the sequence's cache, which keeps them.
     pub(super) fn run(
         &self,
         shape: Shape,
         hidden: &mut [f32],
         angles: &Angles,
-        cache: &mut KeyValues,
+        caches: &mut [&mut KeyValues],
         buffers: &mut Buffers,
         tap: &mut Option<&mut dyn Tap>,
     ) -> Result<(), ModelError> {
@@ -133,10 +135,8 @@ impl Block {
         }
         angles.rotate(query, shape.heads * shape.head_dim);
         angles.rotate(key, shape.key_value_heads * shape.head_dim);
-        let first = cache.len();
-        cache.append(key, value);
         attended.resize(query.len(), 0.0);
-        attend(query, cache, shape.group(), shape.scale(), self.visible(first), attended);
+        self.attend(shape, caches, [query, key, value], attended);
         if observe(tap, &[&self.output], attended).is_break() {
             return Ok(());
         }
@@ -155,5 +155,24 @@ impl Block {
         self.down.forward(gate, output)?;
         activate::add(hidden, output);
         Ok(())
+    }
+
+    /// Attention of every sequence's tokens to those in its cache and to themselves.
+    fn attend(
+        &self,
+        shape: Shape,
+        caches: &mut [&mut KeyValues],
+        [query, key, value]: [&[f32]; 3],
+        attended: &mut [f32],
+    ) {
+        let of_each = |values: usize| (values / caches.len().max(1)).max(1);
+        let (of_query, of_key) = (of_each(query.len()), of_each(key.len()));
+        let inputs = query.par_chunks(of_query).zip(key.par_chunks(of_key)).zip(value.par_chunks(of_key));
+        let all = inputs.zip(attended.par_chunks_mut(of_query)).zip(caches);
+        all.for_each(|((((query, key), value), attended), cache)| {
+            let first = cache.len();
+            cache.append(key, value);
+            attend(query, cache, shape.group(), shape.scale(), self.visible(first), attended);
+        });
     }
 }

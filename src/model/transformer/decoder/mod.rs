@@ -50,19 +50,21 @@ pub struct Decoder {
 
 /// Where blocks keep the keys and values of the tokens that they have seen.
 enum Memory<'a> {
-    /// Nobody needs them after the block that made them.
+    /// Of one sequence; nobody needs them after the block that made them.
     OfOneBlock(&'a mut KeyValues),
-    OfAllBlocks(&'a mut [KeyValues]),
+    /// Of some sequences.
+    OfAllBlocks(&'a mut [Cache]),
 }
 
 impl Memory<'_> {
-    fn of(&mut self, block: usize) -> &mut KeyValues {
+    /// Those of every sequence.
+    fn of(&mut self, block: usize) -> Vec<&mut KeyValues> {
         match self {
             Self::OfOneBlock(memory) => {
                 memory.clear();
-                memory
+                vec![memory]
             }
-            Self::OfAllBlocks(memories) => &mut memories[block],
+            Self::OfAllBlocks(caches) => caches.iter_mut().map(|cache| &mut cache.blocks[block]).collect(),
         }
     }
 }
@@ -181,7 +183,7 @@ impl Decoder {
     /// # Errors
     /// When there are no tokens or too many, or one is beyond the vocabulary.
     pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
-        self.check(tokens, 0)?;
+        self.check(tokens.len(), 0)?;
         let mut hidden = Vec::new();
         self.embedding.look_up(tokens, self.width, &mut hidden)?;
         Ok(Array2::from_shape_vec((tokens.len(), self.width), hidden).unwrap_or_default())
@@ -212,7 +214,7 @@ impl Decoder {
         if let Some(values) = values.as_slice_mut() {
             let block = &self.blocks[block];
             let mut buffers = Buffers::default();
-            in_pool(|| block.run(self.shape, values, &angles, &mut cache, &mut buffers, &mut tap))?;
+            in_pool(|| block.run(self.shape, values, &angles, &mut [&mut cache], &mut buffers, &mut tap))?;
         }
         *hidden = values;
         Ok(())
@@ -250,11 +252,13 @@ impl Decoder {
     /// # Errors
     /// When there are no tokens or too many, or one is beyond the vocabulary.
     pub fn forward(&self, tokens: &[u32], tap: Option<&mut dyn Tap>) -> Result<Array2<f32>, ModelError> {
+        self.check(tokens.len(), 0)?;
+        let positions: Vec<usize> = (0..tokens.len()).collect();
         let mut whole = tap.map(ToTheEnd);
         in_pool(|| {
             let mut tap = whole.as_mut().map(|tap| tap as &mut dyn Tap);
             let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
-            let hidden = self.hidden(tokens, 0, Memory::OfOneBlock(&mut cache), &mut tap)?;
+            let hidden = self.hidden(tokens, &positions, Memory::OfOneBlock(&mut cache), &mut tap)?;
             self.head(hidden.view(), tap)
         })
     }
@@ -274,41 +278,71 @@ impl Decoder {
     /// When there are no tokens, one is beyond the vocabulary, or there are too many together with those in the cache; or the
     /// cache is of a decoder of another shape. The cache then is as before.
     pub fn extend(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let logits = self.extend_all(std::slice::from_mut(cache), tokens)?;
+        Ok(logits.into_raw_vec_and_offset().0)
+    }
+
+    /// Goes on with several texts at the same time, from the tokens in a cache each, with one token each: what reads all weights
+    /// once reads them for all texts.
+    ///
+    /// # Shapes
+    /// As many tokens as caches; the result is `[caches, vocab_size]`.
+    ///
+    /// # Errors
+    /// As for [`extend`](Self::extend), or when there are not as many tokens as caches. All caches then are as before.
+    pub fn extend_each(&self, caches: &mut [Cache], tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        if caches.len() != tokens.len() {
+            let reason = format!("{} tokens for {} caches: give one for each", tokens.len(), caches.len());
+            return Err(ModelError::Tokens { reason });
+        }
+        self.extend_all(caches, tokens)
+    }
+
+    /// Goes on with every cache by as many of the tokens, and gives the logits after the last of each.
+    fn extend_all(&self, caches: &mut [Cache], tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
         let is_ours =
             |memory: &KeyValues| memory.shape() == [self.shape.key_value_heads, self.shape.head_dim];
-        if cache.blocks.len() != self.blocks.len() || !cache.blocks.iter().all(is_ours) {
+        if caches.iter().any(|c| c.blocks.len() != self.blocks.len() || !c.blocks.iter().all(is_ours)) {
             let reason = "the cache is of another decoder: its blocks or heads are others; use that of `Decoder::cache`";
             return Err(ModelError::Tokens { reason: reason.into() });
         }
+        if caches.is_empty() {
+            return Ok(Array2::zeros((0, self.vocab_size)));
+        }
+        let each = tokens.len() / caches.len();
+        caches.iter().try_for_each(|cache| self.check(each, cache.len))?;
+        let positions: Vec<usize> = caches.iter().flat_map(|cache| cache.len..cache.len + each).collect();
         in_pool(|| {
-            let hidden = self.hidden(tokens, cache.len, Memory::OfAllBlocks(&mut cache.blocks), &mut None)?;
-            cache.len += tokens.len();
-            let last = hidden.slice(ndarray::s![hidden.nrows() - 1.., ..]);
-            Ok(self.head(last, None)?.into_raw_vec_and_offset().0)
+            let hidden = self.hidden(tokens, &positions, Memory::OfAllBlocks(caches), &mut None)?;
+            for cache in caches.iter_mut() {
+                cache.len += each;
+            }
+            let last = hidden.slice(ndarray::s![each - 1..;each, ..]);
+            self.head(last, None)
         })
     }
 
-    /// What the last block gives for tokens that begin at position `first`.
+    /// What the last block gives for tokens at these positions.
     fn hidden(
         &self,
         tokens: &[u32],
-        first: usize,
+        positions: &[usize],
         mut memory: Memory<'_>,
         tap: &mut Option<&mut dyn Tap>,
     ) -> Result<Array2<f32>, ModelError> {
-        self.check(tokens, first)?;
         let mut hidden = Vec::new();
         self.embedding.look_up(tokens, self.width, &mut hidden)?;
-        let angles = self.rope.angles(first..first + tokens.len());
+        let angles = self.rope.angles(positions.iter().copied());
         let mut buffers = Buffers::default();
         for (index, block) in self.blocks.iter().enumerate() {
-            block.run(self.shape, &mut hidden, &angles, memory.of(index), &mut buffers, tap)?;
+            block.run(self.shape, &mut hidden, &angles, &mut memory.of(index), &mut buffers, tap)?;
         }
         Ok(Array2::from_shape_vec((tokens.len(), self.width), hidden).unwrap_or_default())
     }
 
-    fn check(&self, tokens: &[u32], before: usize) -> Result<(), ModelError> {
-        let reason = match tokens.len() {
+    /// Whether so many tokens can follow those before.
+    fn check(&self, tokens: usize, before: usize) -> Result<(), ModelError> {
+        let reason = match tokens {
             0 => "a sequence needs at least one token".to_owned(),
             n if n > self.max_tokens - before.min(self.max_tokens) => {
                 format!("{} tokens are more than the {} that the model takes", before + n, self.max_tokens)
