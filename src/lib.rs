@@ -40,7 +40,7 @@ pub use kernels::matmul::{ActivationCodes, Epilogue};
 pub use layer::{Alternative, Compressed, Layer, LayerStats, Method, MethodError, Needs, Outcome};
 pub use model::{
     Cache, Classifier, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, ModelError, Network,
-    Sampling, SentenceEncoder, Sequential, Tap, UnitKind,
+    PlainWeights, Sampling, SentenceEncoder, Sequential, Tap, UnitKind,
 };
 #[cfg(feature = "text")]
 pub use model::{Tokenizer, TokenizerError};

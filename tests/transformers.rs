@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use common::Folder;
 use ndarray::{Array2, ArrayView2, s};
 use serde_json::json;
-use tersor::{Checkpoint, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, SentenceEncoder};
+use tersor::{
+    Checkpoint, Decoder, Encoder, Execution, GenerateOptions, LanguageModel, Network, PlainWeights,
+    SentenceEncoder,
+};
 
 const DECODERS: [&str; 12] = [
     "llama",
@@ -101,6 +104,30 @@ fn decoders_give_the_logits_of_the_reference() {
             }
         }
         assert_eq!(compared, if case == "llama-dynamic" { 0 } else { 2 }, "{case}");
+    }
+}
+
+#[test]
+fn plain_weights_arranged_before_give_the_logits_and_embeddings_of_the_reference() {
+    let execution = Execution { plain_weights: PlainWeights::Packed, ..Execution::default() };
+    for case in ["llama", "llama-bf16", "llama-bias", "qwen2"] {
+        let golden = Golden::of(case);
+        let checkpoint = Checkpoint::open(folder(case)).unwrap();
+        let model = Network::open(&checkpoint, execution).unwrap();
+        // seven layers of two blocks, and the head
+        assert_eq!(model.packed_layers().len(), 15, "{case}");
+        assert!(Network::open(&checkpoint, Execution::default()).unwrap().packed_layers().is_empty());
+        let expected = golden.floats("logits");
+        let ids = &golden.ids("input_ids")[0];
+        let logits = model.decoder().unwrap().logits(ids).unwrap();
+        assert_close(logits.view(), expected.slice(s![..ids.len(), ..]), BOUND, case);
+    }
+    for case in ENCODERS {
+        let golden = Golden::of(case);
+        let model = Encoder::open(&Checkpoint::open(folder(case)).unwrap(), execution).unwrap();
+        let sentences = sentences(&golden);
+        let embeddings = model.embed(&sentences.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        assert_close(embeddings.view(), golden.floats("mean").view(), BOUND, case);
     }
 }
 

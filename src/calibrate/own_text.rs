@@ -37,7 +37,7 @@ pub struct OwnText {
     pub temperature: f64,
     /// Tokens are drawn from the likeliest that together have this probability, in (0, 1].
     pub top_p: f64,
-    /// The same seed gives the same samples. What one sample is does not depend on how many there are.
+    /// The same seed gives the same samples. Each has random numbers of its own.
     pub seed: u64,
     /// Samples that are drawn at the same time, at least 1: every token then reads all weights once for all of them. Each takes
     /// memory for its keys and values.

@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tersor::report::{Align, Table};
-use tersor::{Checkpoint, Execution, Network, OwnText, PipelineError, Tokenizer};
+use tersor::{Checkpoint, Execution, Network, OwnText, PipelineError, PlainWeights, Tokenizer};
 
 use super::args::SampleArgs;
 use super::output::Output;
@@ -13,7 +13,8 @@ pub(super) fn run(args: &SampleArgs, seed: u64, output: &Output) -> Result<Outco
     files::check(&args.output)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let network = Network::open(&checkpoint, Execution::default())?;
+    let execution = Execution { plain_weights: PlainWeights::Packed, ..Execution::default() };
+    let network = Network::open(&checkpoint, execution)?;
     let mut start = args.start.clone();
     if start.is_empty() {
         // some models have one token for both

@@ -92,7 +92,7 @@ impl ActivationChoice {
             Some(Self::Float) => Some(Activations::Float),
             Some(Self::Int8) => Some(Activations::Int8(ActivationCodes::PerToken)),
         };
-        Execution { activations }
+        Execution { activations, ..Execution::default() }
     }
 }
 

@@ -20,7 +20,7 @@ mod tokenizer;
 mod transformer;
 
 pub use error::ModelError;
-pub use network::{Classifier, Execution, LanguageModel, Network, SentenceEncoder};
+pub use network::{Classifier, Execution, LanguageModel, Network, PlainWeights, SentenceEncoder};
 pub use sequential::{LayerConfig, Sequential, SequentialConfig};
 pub use structure::UnitKind;
 pub use tap::Tap;

@@ -65,11 +65,23 @@ pub struct Execution {
     /// How activations enter the products with integer weights; `None`: as each layer's checkpoint says, and as they are
     /// where it says nothing. Other weights always take floats.
     pub activations: Option<Activations>,
+    /// Where plain weights of a transformer are when it runs.
+    pub plain_weights: PlainWeights,
+}
+
+/// Where plain weights are when they are multiplied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PlainWeights {
+    /// In the mapped file, from where every product arranges them anew. Nothing is copied.
+    #[default]
+    Mapped,
+    /// In memory, arranged once, in as many bytes as the file has: faster when many products of a few rows each follow.
+    Packed,
 }
 
 impl From<Activations> for Execution {
     fn from(activations: Activations) -> Self {
-        Self { activations: Some(activations) }
+        Self { activations: Some(activations), ..Self::default() }
     }
 }
 

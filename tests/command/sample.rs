@@ -46,9 +46,9 @@ fn a_model_is_calibrated_on_what_it_has_written() {
         "--json"
     ];
     let report = tersor(compress.into_iter().chain(args!["--calibration", file, "-o", out])).json();
-    let tensors = report["tensors"].as_array().unwrap();
-    let tokens = tensors.iter().filter_map(|tensor| tensor["outcome"]["tokens"].as_u64());
-    assert_eq!(tokens.collect::<Vec<_>>(), [100; 14], "{report}");
+    let layers = report["layers"].as_array().unwrap().iter();
+    let tokens: Vec<u64> = layers.filter_map(|layer| layer["outcomes"][0]["tokens"].as_u64()).collect();
+    assert_eq!(tokens, [100; 14], "{report}");
 }
 
 #[test]

@@ -149,7 +149,8 @@ pub(crate) fn correlations(
     }
     let count: usize = pairs.iter().flat_map(|pair| &pair.tokens).map(Vec::len).sum();
     check(pairs.len() == 1379 && count == 39_028, || format!("{} pairs, {count} tokens", pairs.len()))?;
-    let scores = Similarity { pairs }.score(&Network::open(checkpoint, Execution { activations })?)?;
+    let scores = Similarity { pairs }
+        .score(&Network::open(checkpoint, Execution { activations, ..Execution::default() })?)?;
     let [spearman, pearson] = &scores[..] else { return Err("no two scores".into()) };
     Ok([spearman.value, pearson.value])
 }

@@ -1,8 +1,9 @@
 use crate::checkpoint::{Checkpoint, Stored};
 use crate::model::ModelError;
 use crate::model::linear::{Linear, MappedMatrix, Matrix};
-use crate::model::network::Execution;
+use crate::model::network::{Execution, PlainWeights};
 use crate::model::overlay::Overlay;
+use crate::weight::CompressedWeight;
 
 use super::embedding::Embedding;
 
@@ -70,30 +71,38 @@ impl Tensors<'_> {
     }
 
     /// A lookup table as the matrix of a linear layer.
-    pub(super) fn head_of(&self, table: &Embedding) -> Result<Matrix, ModelError> {
+    pub(super) fn head_of(&self, name: &str, table: &Embedding) -> Result<Matrix, ModelError> {
+        let name = &format!("{}{name}.weight", self.prefix);
         match table {
-            Embedding::Mapped(matrix) => Ok(Matrix::Mapped(matrix.clone())),
-            Embedding::Compressed(weight) => Ok(Matrix::Packed(Box::new(self.execution.packed(weight)?))),
+            Embedding::Mapped(matrix) => match self.execution.plain_weights {
+                PlainWeights::Mapped => Ok(Matrix::Mapped(matrix.clone())),
+                PlainWeights::Packed => self.packed(name, &self.checkpoint.weight(name)?),
+            },
+            Embedding::Compressed(weight) => self.packed(name, weight),
         }
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix, ModelError> {
         self.check_shape(name, &shape)?;
-        let packed =
-            |weight| self.execution.packed(weight).map_err(|error| self.error(name, error.to_string()));
         if let Some(weight) = self.overlay.get(name) {
-            return packed(weight).map(|weight| Matrix::Packed(Box::new(weight)));
+            return self.packed(name, weight);
         }
-        if let Some(matrix) = self.mapped(name, shape)? {
+        if self.execution.plain_weights == PlainWeights::Mapped
+            && let Some(matrix) = self.mapped(name, shape)?
+        {
             return Ok(Matrix::Mapped(matrix));
         }
-        let weight = self.checkpoint.weight(name)?;
-        let packed = packed(&weight);
+        let packed = self.packed(name, &self.checkpoint.weight(name)?);
         // the packed form is all that is read from here on
         if let Ok(entry) = self.checkpoint.entry(name) {
             self.checkpoint.release_entry(entry);
         }
-        packed.map(|weight| Matrix::Packed(Box::new(weight)))
+        packed
+    }
+
+    fn packed(&self, name: &str, weight: &CompressedWeight) -> Result<Matrix, ModelError> {
+        let packed = self.execution.packed(weight).map_err(|error| self.error(name, error.to_string()))?;
+        Ok(Matrix::Packed(Box::new(packed)))
     }
 
     /// A plain tensor where it is mapped.

@@ -94,7 +94,7 @@ impl Decoder {
         }
         let norm = tensors.vector("norm.weight", config.hidden)?;
         let head = if config.tied {
-            let matrix = tensors.head_of(&embedding)?;
+            let matrix = tensors.head_of("embed_tokens", &embedding)?;
             Linear { name: format!("{prefix}embed_tokens"), matrix, bias: None }
         } else {
             let whole = Tensors { prefix: "", ..tensors };
