@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use tersor::evaluate::{self, Agreement, SentencePair, StsPair, Windows};
 use tersor::{
     ActivationCodes, Activations, Checkpoint, Classification, Execution, Generation, ImageSet, Latency,
-    Network, Perplexity, Similarity, Task, Tokenizer,
+    Network, Perplexity, PlainWeights, Similarity, Task, Tokenizer,
 };
 
 use super::Failure;
@@ -48,7 +48,7 @@ pub(super) struct TaskArgs {
     /// `classify`: idx1-ubyte, gzipped or not
     #[arg(long, value_name = "IDX.gz")]
     labels: Option<PathBuf>,
-    /// `latency`: inputs that go through together [default: 1]
+    /// `latency`: inputs that go through together; `generation`: texts that go on together, plain weights in memory [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// `latency`: tokens of a sequence; `generation`: tokens to add [default: 128]
@@ -71,7 +71,7 @@ enum TaskName {
     Sts,
     /// Times of a pass, throughput and memory: --batch, --length
     Latency,
-    /// How fast a language model goes on with a text, token by token: --context, --length
+    /// How fast a language model goes on with texts, token by token: --context, --length, --batch
     Generation,
 }
 
@@ -122,7 +122,7 @@ impl TaskArgs {
             ("--max-tokens", self.max_tokens.is_some(), &[Perplexity, Agreement, Sts], &[]),
             ("--bos", self.bos, &[Perplexity, Agreement], &[]),
             ("--split", self.split.is_some(), &[Perplexity, Agreement], &[]),
-            ("--batch", self.batch.is_some(), &[Latency], &[]),
+            ("--batch", self.batch.is_some(), &[Latency, Generation], &[]),
             ("--length", self.length.is_some(), &[Latency, Generation], &[]),
         ];
         for (option, given, takers, needers) in options {
@@ -149,7 +149,10 @@ impl TaskArgs {
 
     /// How the networks run.
     pub(super) fn execution(&self) -> Execution {
-        ActivationChoice::execution(self.activations)
+        let several = self.task.contains(&TaskName::Generation) && self.batch.is_some_and(|batch| batch > 1);
+        // as one would who serves several texts at a time
+        let plain_weights = if several { PlainWeights::Packed } else { PlainWeights::Mapped };
+        Execution { plain_weights, ..ActivationChoice::execution(self.activations) }
     }
 
     /// The network that `--reference` names, with its activations as they are: rounding is what it is there to judge.
@@ -206,6 +209,7 @@ impl TaskArgs {
                 Box::new(Generation {
                     prompt: self.context.unwrap_or(default.prompt),
                     length: self.length.unwrap_or(default.length),
+                    batch: self.batch.unwrap_or(default.batch),
                     ..default
                 })
             }

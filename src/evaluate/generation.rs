@@ -1,17 +1,17 @@
-use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::statistics::{Estimate, quantile};
 use super::{Better, EvaluateError, Score, Task};
-use crate::model::{Decoder, GenerateOptions, LanguageModel, Network};
+use crate::model::{Cache, Decoder, LanguageModel, Network, Sampler, Sampling};
 
 const TASK: &str = "generation";
 
-/// How fast a decoder goes on with a text, token by token, from its cache of keys and values.
+/// How fast a decoder goes on with texts, token by token, from its cache of keys and values for each.
 ///
-/// The prompt is made up, and the likeliest token is taken each time. A round is [`length`](Self::length) tokens after the
-/// first, which comes with the prompt; one round before the first that counts is not timed. The scores are `tokens_per_second`
-/// and, for the prompt, `prefill_tokens_per_second`: medians of the rounds, with the slowest and the fastest as interval.
+/// The prompt is made up, and the likeliest token is taken each time. A round is [`length`](Self::length) tokens of every text
+/// after the first, which comes with the prompt; one round before the first that counts is not timed. The scores are
+/// `tokens_per_second` and, for the prompts, which are read one after the other, `prefill_tokens_per_second`: medians of the
+/// rounds, with the slowest and the fastest as interval. Tokens of all texts count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
     /// Tokens of the prompt; at least 1.
@@ -20,12 +20,14 @@ pub struct Generation {
     pub length: usize,
     /// Rounds that are timed.
     pub rounds: usize,
+    /// Texts that go on at the same time; at least 1.
+    pub batch: usize,
 }
 
 impl Default for Generation {
-    /// 128 tokens after a prompt of 16, five times.
+    /// 128 tokens of one text after a prompt of 16, five times.
     fn default() -> Self {
-        Self { prompt: 16, length: 128, rounds: 5 }
+        Self { prompt: 16, length: 128, rounds: 5, batch: 1 }
     }
 }
 
@@ -33,11 +35,12 @@ impl Task<Decoder> for Generation {
     /// # Errors
     /// When there is nothing to time, prompt and tokens are more than the model takes, or it gives NaN.
     fn score(&self, model: &Decoder) -> Result<Vec<Score>, EvaluateError> {
-        let Self { prompt, length, rounds } = *self;
+        let Self { prompt, length, rounds, batch } = *self;
         let limit = model.max_tokens();
-        if prompt == 0 || length == 0 || rounds == 0 {
+        if prompt == 0 || length == 0 || rounds == 0 || batch == 0 {
             let reason = format!(
-                "{rounds} rounds of {length} tokens after a prompt of {prompt} take no time: give at least 1 of each"
+                "{rounds} rounds of {length} tokens of {batch} texts after a prompt of {prompt} take no time: give at least 1 \
+                 of each"
             );
             return Err(EvaluateError::task(TASK, reason));
         }
@@ -49,23 +52,33 @@ impl Task<Decoder> for Generation {
         }
         let vocab_size = model.vocab_size();
         let tokens: Vec<u32> = (0..prompt).map(|i| (i * 7919 % vocab_size) as u32).collect();
-        let options = GenerateOptions { max_new_tokens: length + 1, ..GenerateOptions::default() };
+        let mut likeliest = Sampler::new(Sampling::Greedy, 0)?;
         let (mut prefill, mut rates) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
         for round in 0..=rounds {
-            let (start, mut first) = (Instant::now(), None);
-            model.generate(&tokens, &options, &mut |_| {
-                first.get_or_insert_with(Instant::now);
-                ControlFlow::Continue(())
-            })?;
+            let start = Instant::now();
+            let mut caches: Vec<Cache> = (0..batch).map(|_| model.cache()).collect();
+            let mut last = Vec::with_capacity(batch);
+            for cache in &mut caches {
+                last.push(likeliest.choose(&model.extend(cache, &tokens)?, prompt)?);
+            }
+            let first = Instant::now();
+            for step in 1..=length {
+                let logits = model.extend_each(&mut caches, &last)?;
+                for (token, logits) in last.iter_mut().zip(logits.rows()) {
+                    *token = likeliest.choose(logits.as_slice().unwrap_or_default(), prompt + step)?;
+                }
+            }
             // a clock that stands still must not make a throughput infinite
-            let seconds = |time: Duration| time.as_secs_f64().max(1e-9);
-            let first = first.unwrap_or(start);
+            let rate = |tokens: usize, time: Duration| (batch * tokens) as f64 / time.as_secs_f64().max(1e-9);
             if round > 0 {
-                prefill.push(prompt as f64 / seconds(first - start));
-                rates.push(length as f64 / seconds(first.elapsed()));
+                prefill.push(rate(prompt, first - start));
+                rates.push(rate(length, first.elapsed()));
             }
         }
-        let task = format!("{TASK} ({length} tokens after {prompt})");
+        let task = match batch {
+            1 => format!("{TASK} ({length} tokens after {prompt})"),
+            batch => format!("{TASK} ({batch} × {length} tokens after {prompt})"),
+        };
         let score = |metric, mut rates: Vec<f64>| {
             rates.sort_by(f64::total_cmp);
             let interval = [rates[0], rates[rates.len() - 1]];
@@ -99,15 +112,21 @@ mod tests {
             (Generation { prompt: 0, ..Generation::default() }, "give at least 1 of each"),
             (Generation { length: 0, ..Generation::default() }, "give at least 1 of each"),
             (Generation { rounds: 0, ..Generation::default() }, "give at least 1 of each"),
-            (Generation { prompt: 2, length: limit - 1, rounds: 1 }, "do not fit the network"),
+            (Generation { batch: 0, ..Generation::default() }, "give at least 1 of each"),
+            (Generation { prompt: 2, length: limit - 1, rounds: 1, batch: 1 }, "do not fit the network"),
         ] {
             let line = task.score(&model).unwrap_err().to_string();
             assert!(line.starts_with("task `generation`: ") && line.contains(part), "{line}");
         }
-        let scores = Generation { prompt: 2, length: limit - 2, rounds: 3 }.score(&model).unwrap();
-        assert_eq!(scores.len(), 2);
-        assert!(
-            scores.iter().all(|s| s.samples == 3 && s.interval[0] <= s.value && s.value <= s.interval[1])
-        );
+        for (batch, task) in
+            [(1, "generation (62 tokens after 2)"), (3, "generation (3 × 62 tokens after 2)")]
+        {
+            let scores = Generation { prompt: 2, length: limit - 2, rounds: 3, batch }.score(&model).unwrap();
+            assert_eq!(scores.len(), 2);
+            for score in scores {
+                assert_eq!((score.task.as_str(), score.samples), (task, 3));
+                assert!(score.interval[0] <= score.value && score.value <= score.interval[1]);
+            }
+        }
     }
 }

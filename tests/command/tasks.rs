@@ -113,6 +113,25 @@ fn a_compressed_model_is_held_against_its_source() {
 }
 
 #[test]
+fn texts_that_go_on_together_are_timed_dense_and_compressed() {
+    let model = network("llama", 64);
+    let (_work, output, _) = compressed(model.path(), &["--preset", "int8"]);
+    for model in [model.path(), &output] {
+        for (batch, task) in
+            [("1", "generation (9 tokens after 4)"), ("3", "generation (3 × 9 tokens after 4)")]
+        {
+            let timed =
+                args!["--task", "generation", "--batch", batch, "--context", "4", "--length", "9", "--json"];
+            let json = tersor(args!["eval", model].iter().chain(&timed)).json();
+            assert_eq!(json["scores"][0]["task"], task);
+            assert!(
+                value(&json, "tokens_per_second") > 0.0 && value(&json, "prefill_tokens_per_second") > 0.0
+            );
+        }
+    }
+}
+
+#[test]
 fn sentences_are_compared() {
     let model = network("bert", 72);
     let pair = |score: f64, a: &str, b: &str| format!("g\tf\ty\t0\t{score}\t{a}\t{b}\n");
