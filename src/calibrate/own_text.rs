@@ -74,7 +74,7 @@ impl OwnText {
         self.check(model)?;
         let mut start = model.cache();
         let logits = model.extend(&mut start, &self.start)?;
-        let mut all = Vec::with_capacity(self.samples);
+        let mut all = Vec::new();
         for first in (0..self.samples).step_by(self.at_once) {
             let numbers = first as u64..(first + self.at_once.min(self.samples - first)) as u64;
             let writers = numbers.map(|number| Ok((Writer::new(self, number)?, logits.clone())));

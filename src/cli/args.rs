@@ -136,10 +136,10 @@ Examples:
   tersor compress SmolLM2-135M --preset int8 -o SmolLM2-135M-int8
   tersor compress SmolLM2-135M --preset int4 --group-size 64 --ignore '*.down_proj' -o out
   tersor compress model.safetensors --preset 2:4+int8 -o out
-  tersor compress SmolLM2-135M --preset int4 --method gptq --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset int4 --group-size 64 --method gptq --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset 50% --pruning wanda --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset 2:4+int4 --pruning sparsegpt --method gptq --calibration tinystories.txt -o out
-  tersor compress SmolLM2-135M --preset int4 --transform awq --method clip --calibration tinystories.txt -o out
+  tersor compress SmolLM2-135M --preset int4 --group-size 64 --transform awq --method clip --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset rank70%-weighted --calibration tinystories.txt -o out
   tersor compress SmolLM2-135M --preset codebook4 --entropy -o out
   tersor compress SmolLM2-135M-int8 --entropy -o out
@@ -229,7 +229,8 @@ fn unknown(names: &[(&str, &str)]) -> String {
 #[derive(Args)]
 #[command(next_help_heading = "Calibration")]
 pub(super) struct CalibrationArgs {
-    /// What the network runs on: text, JSON lines with `text` or `input_ids`, or safetensors with `input_ids` or `inputs`
+    /// What the network runs on: text, JSON lines with `text` or `input_ids`, or safetensors with `input_ids` or `inputs`;
+    /// `tersor sample` lets a model write some
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
     /// Samples to take of it
@@ -534,7 +535,7 @@ pub(super) struct GenerateArgs {
 #[command(after_help = "\
 Examples:
   tersor sample SmolLM2-135M -o own-text.jsonl
-  tersor compress SmolLM2-135M --preset int4 --method gptq --calibration own-text.jsonl -o SmolLM2-135M-int4")]
+  tersor compress SmolLM2-135M --preset int4 --group-size 64 --method gptq --calibration own-text.jsonl -o SmolLM2-135M-int4")]
 pub(super) struct SampleArgs {
     /// A decoder with its tokenizer
     pub(super) model: PathBuf,

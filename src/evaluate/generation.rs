@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::statistics::{Estimate, quantile};
 use super::{Better, EvaluateError, Score, Task};
-use crate::model::{Cache, Decoder, LanguageModel, Network, Sampler, Sampling};
+use crate::model::{Decoder, LanguageModel, Network, Sampler, Sampling};
 
 const TASK: &str = "generation";
 
@@ -56,10 +56,11 @@ impl Task<Decoder> for Generation {
         let (mut prefill, mut rates) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
         for round in 0..=rounds {
             let start = Instant::now();
-            let mut caches: Vec<Cache> = (0..batch).map(|_| model.cache()).collect();
-            let mut last = Vec::with_capacity(batch);
-            for cache in &mut caches {
-                last.push(likeliest.choose(&model.extend(cache, &tokens)?, prompt)?);
+            let (mut caches, mut last) = (Vec::new(), Vec::new());
+            for _ in 0..batch {
+                let mut cache = model.cache();
+                last.push(likeliest.choose(&model.extend(&mut cache, &tokens)?, prompt)?);
+                caches.push(cache);
             }
             let first = Instant::now();
             for step in 1..=length {
