@@ -1,5 +1,6 @@
 use std::ops::ControlFlow;
 
+use ndarray::Array1;
 use rayon::prelude::*;
 
 use super::{CalibrateError, Samples};
@@ -13,10 +14,11 @@ use crate::model::{Cache, Decoder, LanguageModel, Sampler, Sampling};
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
-/// use tersor::{Checkpoint, Decoder, Execution, OwnText};
+/// use tersor::{Checkpoint, Decoder, Execution, OwnText, PlainWeights};
 ///
+/// let execution = Execution { plain_weights: PlainWeights::Packed, ..Execution::default() };
+/// let model = Decoder::open(&Checkpoint::open("SmolLM2-135M")?, execution)?;
 /// // the token that begins and ends texts of this model
-/// let model = Decoder::open(&Checkpoint::open("SmolLM2-135M")?, Execution::default())?;
 /// let text = OwnText { start: vec![0], ends: vec![0], ..OwnText::default() };
 /// let samples = text.draw(&model, &mut |_| ControlFlow::Continue(()))?;
 /// assert!(samples.is_some_and(|samples| samples.token_count() == 128 * 512));
@@ -37,7 +39,8 @@ pub struct OwnText {
     pub temperature: f64,
     /// Tokens are drawn from the likeliest that together have this probability, in (0, 1].
     pub top_p: f64,
-    /// The same seed gives the same samples. Each has random numbers of its own.
+    /// The same seed gives the same samples, as long as there are as many and as many at once: each has random numbers of its own,
+    /// but the last bits of a product can depend on its rows.
     pub seed: u64,
     /// Samples that are drawn at the same time, at least 1: every token then reads all weights once for all of them. Each takes
     /// memory for its keys and values.
@@ -73,23 +76,24 @@ impl OwnText {
     ) -> Result<Option<Samples>, CalibrateError> {
         self.check(model)?;
         let mut start = model.cache();
-        let logits = model.extend(&mut start, &self.start)?;
+        let after_start = Array1::from(model.extend(&mut start, &self.start)?);
         let mut all = Vec::new();
         for first in (0..self.samples).step_by(self.at_once) {
             let numbers = first as u64..(first + self.at_once.min(self.samples - first)) as u64;
-            let writers = numbers.map(|number| Ok((Writer::new(self, number)?, logits.clone())));
-            let (mut writers, mut logits): (Vec<Writer<'_>>, Vec<Vec<f32>>) =
-                writers.collect::<Result<Vec<_>, CalibrateError>>()?.into_iter().unzip();
+            let mut writers =
+                numbers.map(|number| Writer::new(self, number)).collect::<Result<Vec<_>, _>>()?;
             let mut caches: Vec<Cache> = vec![start.clone(); writers.len()];
             for step in 0..self.context {
-                if step > 0 {
-                    let last: Vec<u32> =
-                        writers.iter().filter_map(|writer| writer.text.last().copied()).collect();
-                    let found = model.extend_each(&mut caches, &last)?;
-                    logits = found.rows().into_iter().map(|row| row.to_vec()).collect();
-                }
-                let each = writers.par_iter_mut().zip(&logits);
-                in_pool(|| each.try_for_each(|(writer, logits)| writer.go_on(logits)))?;
+                let last: Vec<u32> =
+                    writers.iter().filter_map(|writer| writer.text.last().copied()).collect();
+                let found = if step > 0 { Some(model.extend_each(&mut caches, &last)?) } else { None };
+                let logits = |row| found.as_ref().map_or(after_start.view(), |found| found.row(row));
+                let each = writers.par_iter_mut().enumerate();
+                in_pool(|| {
+                    each.try_for_each(|(row, writer)| {
+                        writer.go_on(logits(row).to_slice().unwrap_or_default())
+                    })
+                })?;
                 if progress((all.len() * self.context) + (step + 1) * writers.len()).is_break() {
                     return Ok(None);
                 }
@@ -124,6 +128,7 @@ impl OwnText {
 
 /// One sample on its way.
 struct Writer<'a> {
+    number: u64,
     options: &'a OwnText,
     text: Vec<u32>,
     /// Tokens of the start that are still to come after a text has ended.
@@ -135,7 +140,7 @@ impl<'a> Writer<'a> {
     fn new(options: &'a OwnText, number: u64) -> Result<Self, CalibrateError> {
         let OwnText { temperature, top_p, seed, .. } = *options;
         let sampler = Sampler::new(Sampling::Nucleus { temperature, top_p, seed }, number)?;
-        Ok(Self { options, text: Vec::with_capacity(options.context), pending: &[], sampler })
+        Ok(Self { number, options, text: Vec::with_capacity(options.context), pending: &[], sampler })
     }
 
     fn go_on(&mut self, logits: &[f32]) -> Result<(), CalibrateError> {
@@ -144,7 +149,7 @@ impl<'a> Writer<'a> {
             self.text.push(*next);
             return Ok(());
         }
-        let token = self.sampler.choose(logits, self.text.len())?;
+        let token = self.sampler.choose(logits, self.number as usize)?;
         self.text.push(token);
         let OwnText { start, ends, .. } = self.options;
         if ends.contains(&token) && !self.text.ends_with(start) {

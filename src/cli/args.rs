@@ -554,10 +554,12 @@ pub(super) struct SampleArgs {
     /// Draw from the likeliest tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     pub(super) top_p: f64,
-    /// Tokens to begin with, as ids with commas between; by default what `config.json` says begins a text
+    /// Tokens to begin with, as ids with commas between; by default the one that `config.json` says begins a text or, if it
+    /// names none, ends one
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     pub(super) start: Vec<u32>,
-    /// Samples that are drawn at the same time; each takes memory for its keys and values
+    /// Samples that are drawn at the same time; each takes memory for its keys and values. With another number, some samples can
+    /// be others
     #[arg(long, value_name = "N", default_value = "16")]
     pub(super) at_once: NonZeroUsize,
 }

@@ -1,6 +1,6 @@
 use serde_json::json;
 use tersor::report::{Align, Table};
-use tersor::{Activations, Checkpoint, Network, PackedWeight, Score};
+use tersor::{Activations, Checkpoint, Network, PackedWeight, PlainWeights, Score};
 
 use super::args::EvalArgs;
 use super::output::Output;
@@ -23,6 +23,10 @@ pub(super) fn run(args: &EvalArgs, output: &Output) -> Result<Outcome, Failure> 
             None => "stored",
             Some(Activations::Float) => "float",
             Some(Activations::Int8(_)) => "int8",
+        },
+        "plain_weights": match execution.plain_weights {
+            PlainWeights::Mapped => "mapped",
+            PlainWeights::Packed => "packed",
         },
         "int8_layers": int8_layers(&network),
         "data": args.task.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),

@@ -11,10 +11,16 @@ use super::{Failure, Outcome, files};
 
 pub(super) fn run(args: &SampleArgs, seed: u64, output: &Output) -> Result<Outcome, Failure> {
     files::check(&args.output)?;
+    // what reads it goes by the ending
+    if !args.output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
+        let path = args.output.display();
+        return Err(format!("{path}: JSON lines are what is written: give a name that ends in .jsonl").into());
+    }
     let checkpoint = Checkpoint::open(&args.model)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
     let execution = Execution { plain_weights: PlainWeights::Packed, ..Execution::default() };
     let network = Network::open(&checkpoint, execution)?;
+    let model = network.decoder()?;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
     let mut start = args.start.clone();
     if start.is_empty() {
         // some models have one token for both
@@ -39,7 +45,7 @@ pub(super) fn run(args: &SampleArgs, seed: u64, output: &Output) -> Result<Outco
     };
     let total = text.samples.saturating_mul(text.context) as u64;
     let since = Instant::now();
-    let samples = text.draw(network.decoder()?, &mut output.tokens(total)?)?;
+    let samples = text.draw(model, &mut output.tokens(total)?)?;
     let samples = samples.ok_or(PipelineError::Stopped)?;
     let rate = total as f64 / since.elapsed().as_secs_f64().max(1e-9);
     let mut lines = String::new();

@@ -48,7 +48,8 @@ pub(super) struct TaskArgs {
     /// `classify`: idx1-ubyte, gzipped or not
     #[arg(long, value_name = "IDX.gz")]
     labels: Option<PathBuf>,
-    /// `latency`: inputs that go through together; `generation`: texts that go on together, plain weights in memory [default: 1]
+    /// `latency`: inputs that go through together; `generation`: texts that go on together, for which plain weights are arranged
+    /// in memory if N is above 1 [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// `latency`: tokens of a sequence; `generation`: tokens to add [default: 128]
@@ -109,6 +110,11 @@ impl TaskArgs {
     /// Checks that every option belongs to a task and that none is missing, as clap does for what it knows of.
     pub(super) fn check(&self, reference: Reference) -> Result<(), (ErrorKind, String)> {
         use TaskName::{Agreement, Classify, Generation, Latency, Perplexity, Sts};
+        if self.batch.is_some() && self.task.contains(&Generation) && self.task.contains(&Latency) {
+            let reason = "'--batch' cannot be used with the tasks 'generation' and 'latency' together: only a decoder generates, \
+                          and its latency is that of one sequence; run them in two commands";
+            return Err((ErrorKind::ArgumentConflict, reason.to_owned()));
+        }
         let required = reference == Reference::Option;
         let agreement: &[TaskName] = if required { &[Agreement] } else { &[] };
         // option, whether it is given, the tasks that take it, and those that need it

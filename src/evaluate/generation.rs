@@ -11,7 +11,8 @@ const TASK: &str = "generation";
 /// The prompt is made up, and the likeliest token is taken each time. A round is [`length`](Self::length) tokens of every text
 /// after the first, which comes with the prompt; one round before the first that counts is not timed. The scores are
 /// `tokens_per_second` and, for the prompts, which are read one after the other, `prefill_tokens_per_second`: medians of the
-/// rounds, with the slowest and the fastest as interval. Tokens of all texts count.
+/// rounds, with the slowest and the fastest as interval. Tokens of all texts count. For several texts open the decoder with
+/// [`PlainWeights::Packed`](crate::PlainWeights::Packed), as one would to serve them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
     /// Tokens of the prompt; at least 1.
@@ -59,14 +60,14 @@ impl Task<Decoder> for Generation {
             let (mut caches, mut last) = (Vec::new(), Vec::new());
             for _ in 0..batch {
                 let mut cache = model.cache();
-                last.push(likeliest.choose(&model.extend(&mut cache, &tokens)?, prompt)?);
+                last.push(likeliest.choose(&model.extend(&mut cache, &tokens)?, 0)?);
                 caches.push(cache);
             }
             let first = Instant::now();
-            for step in 1..=length {
+            for _ in 0..length {
                 let logits = model.extend_each(&mut caches, &last)?;
                 for (token, logits) in last.iter_mut().zip(logits.rows()) {
-                    *token = likeliest.choose(logits.as_slice().unwrap_or_default(), prompt + step)?;
+                    *token = likeliest.choose(logits.as_slice().unwrap_or_default(), 0)?;
                 }
             }
             // a clock that stands still must not make a throughput infinite

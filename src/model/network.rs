@@ -75,7 +75,8 @@ pub enum PlainWeights {
     /// In the mapped file, from where every product arranges them anew. Nothing is copied.
     #[default]
     Mapped,
-    /// In memory, arranged once, in as many bytes as the file has: faster when many products of a few rows each follow.
+    /// Copied into memory, arranged once: faster when many products of a few rows each follow. Takes as many bytes as `f32`, `f16`
+    /// or `bf16` have in the file.
     Packed,
 }
 
@@ -163,7 +164,8 @@ impl Network {
     }
 
     /// The layers whose weights are arranged for products, by name: what each looked like, the bytes it takes, and
-    /// [whether zeros are left out](PackedWeight::sparse_batch). Plain weights are used where their file is mapped.
+    /// [whether zeros are left out](PackedWeight::sparse_batch). Plain weights are among them
+    /// where [`PlainWeights::Packed`] was asked for.
     pub fn packed_layers(&self) -> Vec<(&str, &PackedWeight)> {
         match self {
             Self::Sequential(model) => model.packed_layers(),

@@ -1,8 +1,11 @@
 //! `sample`: text that a model writes, and what it is then calibrated on.
 
 use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use serde_json::{Value, json};
+use tersor::{Checkpoint, Decoder, Execution, OwnText, PlainWeights};
 
 use crate::args;
 use crate::common::Folder;
@@ -10,12 +13,29 @@ use crate::models::fixtures;
 use crate::run::{assert_contains, tersor};
 use crate::tasks::network;
 
+/// The samples in a file.
+fn read(file: &Path) -> Vec<Vec<u32>> {
+    let of_line = |line: &str| {
+        let value: Value = serde_json::from_str(line).unwrap();
+        let ids = value["input_ids"].as_array().unwrap().iter();
+        ids.map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    fs::read_to_string(file).unwrap().lines().map(of_line).collect()
+}
+
+fn draw(model: &Path, text: &OwnText) -> Vec<Vec<u32>> {
+    let execution = Execution { plain_weights: PlainWeights::Packed, ..Execution::default() };
+    let model = Decoder::open(&Checkpoint::open(model).unwrap(), execution).unwrap();
+    let samples = text.draw(&model, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
+    samples.sequences().to_vec()
+}
+
 #[test]
 fn a_model_is_calibrated_on_what_it_has_written() {
     let model = network("llama", 64);
     let folder = Folder::new();
     let file = folder.path().join("own.jsonl");
-    let sample = |file: &std::path::Path, options: &[&str]| {
+    let sample = |file: &Path, options: &[&str]| {
         let own = args!["sample", model.path(), "--samples", "5", "--context", "20", "-o", file];
         tersor(own.into_iter().chain(options.iter().map(Into::into)))
     };
@@ -23,15 +43,19 @@ fn a_model_is_calibrated_on_what_it_has_written() {
     assert_eq!((&said["samples"], &said["tokens"]), (&json!(5), &json!(100)));
     assert!(said["tokens_per_second"].as_f64().unwrap() > 0.0);
     let text = fs::read_to_string(&file).unwrap();
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 5);
-    assert!(lines.iter().all(|line| line["input_ids"].as_array().unwrap().len() == 20));
+    // `config.json` has 1 for what begins a text, and 2 for what ends one
+    let own = OwnText { samples: 5, context: 20, start: vec![1], ends: vec![2], ..OwnText::default() };
+    assert_eq!(read(&file), draw(model.path(), &own));
 
     let again = folder.path().join("again.jsonl");
     assert_contains(&sample(&again, &["--threads", "1"]).quietly(), &["100", "again.jsonl"]);
     assert_eq!(fs::read_to_string(&again).unwrap(), text);
     sample(&again, &["--seed", "1", "--quiet"]).quietly();
     assert_ne!(fs::read_to_string(&again).unwrap(), text);
+    let options = ["--temperature", "2", "--top-p", "0.9", "--at-once", "2", "--start", "5,3", "--quiet"];
+    sample(&again, &options).quietly();
+    let other = OwnText { temperature: 2.0, top_p: 0.9, at_once: 2, start: vec![5, 3], ..own.clone() };
+    assert_eq!(read(&again), draw(model.path(), &other));
 
     let out = folder.path().join("out");
     let compress = args![
@@ -55,7 +79,7 @@ fn a_model_is_calibrated_on_what_it_has_written() {
 fn what_cannot_be_written_is_said_and_nothing_is() {
     let folder = Folder::new();
     let file = folder.path().join("own.jsonl");
-    let wrong = |model: &std::path::Path, options: &[&str]| {
+    let wrong = |model: &Path, options: &[&str]| {
         tersor(args!["sample", model, "-o", file].into_iter().chain(options.iter().map(Into::into)))
     };
     let model = network("llama", 64);
@@ -70,13 +94,24 @@ fn what_cannot_be_written_is_said_and_nothing_is() {
     for options in [&["--samples", "0"][..], &["--start", "x"], &["--at-once", "-1"]] {
         assert_eq!(wrong(model.path(), options).code, Some(2));
     }
-    let line = wrong(&fixtures().join("fashion-mlp"), &[]).error(1);
-    assert_contains(&line, &["tokenizer.json"]);
+    for other in [fixtures().join("fashion-mlp"), fixtures().join("golden/transformers/bert")] {
+        assert_contains(&wrong(&other, &["--context", "9"]).error(1), &["no decoder"]);
+    }
     assert!(!file.exists());
     let lost = args!["sample", model.path(), "-o", folder.path().join("no/own.jsonl")];
     assert_contains(&tersor(lost).error(1), &["own.jsonl", "create it first"]);
 
-    // a model that does not say how its texts begin
+    let text = args!["sample", model.path(), "-o", folder.path().join("own.txt")];
+    assert_contains(&tersor(text).error(1), &["own.txt", "ends in .jsonl"]);
+
+    // a model that does not say how its texts begin, or how they end
+    let only_ends = network("llama", 64);
+    let config = fs::read_to_string(only_ends.path().join("config.json")).unwrap();
+    only_ends.put("config.json", config.replace("\"bos_token_id\": 1", "\"bos_token_id\": null"));
+    wrong(only_ends.path(), &["--context", "9", "--samples", "3", "--quiet"]).quietly();
+    let own = OwnText { samples: 3, context: 9, start: vec![2], ends: vec![2], ..OwnText::default() };
+    assert_eq!(read(&file), draw(only_ends.path(), &own));
+    fs::remove_file(&file).unwrap();
     let nameless = network("llama", 64);
     let config = fs::read(nameless.path().join("config.json")).unwrap();
     let mut config: serde_json::Map<String, Value> = serde_json::from_slice(&config).unwrap();

@@ -117,13 +117,14 @@ fn texts_that_go_on_together_are_timed_dense_and_compressed() {
     let model = network("llama", 64);
     let (_work, output, _) = compressed(model.path(), &["--preset", "int8"]);
     for model in [model.path(), &output] {
-        for (batch, task) in
-            [("1", "generation (9 tokens after 4)"), ("3", "generation (3 × 9 tokens after 4)")]
-        {
+        for (batch, task, weights) in [
+            ("1", "generation (9 tokens after 4)", "mapped"),
+            ("3", "generation (3 × 9 tokens after 4)", "packed"),
+        ] {
             let timed =
                 args!["--task", "generation", "--batch", batch, "--context", "4", "--length", "9", "--json"];
             let json = tersor(args!["eval", model].iter().chain(&timed)).json();
-            assert_eq!(json["scores"][0]["task"], task);
+            assert_eq!((&json["scores"][0]["task"], &json["plain_weights"]), (&json!(task), &json!(weights)));
             assert!(
                 value(&json, "tokens_per_second") > 0.0 && value(&json, "prefill_tokens_per_second") > 0.0
             );
@@ -228,6 +229,11 @@ fn options_that_do_not_belong_to_the_task_are_refused() {
             "eval",
             "--task latency,sts --data t --bos",
             "'--bos' cannot be used with the task 'latency', 'sts'",
+        ),
+        (
+            "eval",
+            "--task latency,generation --batch 2",
+            "'--batch' cannot be used with the tasks 'generation' and 'latency' together",
         ),
         ("eval", "--task sts --data t --context 8", "'--context' cannot be used"),
         ("eval", "--task classify --images i --labels l --stride 8", "'--stride' cannot be used"),

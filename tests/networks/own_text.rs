@@ -21,6 +21,7 @@ fn draw(model: &Decoder, text: &OwnText) -> Result<Vec<Vec<u32>>, CalibrateError
 }
 
 fn assert_close(actual: &Array2<f32>, expected: &[&Array2<f32>], position: &[usize]) {
+    assert_eq!(actual.dim(), (expected.len(), expected[0].ncols()));
     for ((actual, expected), position) in actual.rows().into_iter().zip(expected).zip(position) {
         for (a, e) in actual.iter().zip(expected.row(*position)) {
             assert!((a - e).abs() <= 2e-5 * (1.0 + e.abs()), "position {position}: {a}, not {e}");
@@ -82,7 +83,7 @@ fn samples_have_the_shape_and_the_seed_that_was_asked_for() {
         assert_eq!(pool.install(|| draw(&model, &text)).unwrap(), samples);
     }
     assert_ne!(draw(&model, &OwnText { seed: 6, ..text.clone() }).unwrap(), samples);
-    // more of them begin with the same
+    // more of them begin with the same, as far as they are drawn with as many others
     let more = draw(&model, &OwnText { samples: 9, ..text.clone() }).unwrap();
     assert_eq!(more[..6], samples[..6]);
 

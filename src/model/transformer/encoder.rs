@@ -20,8 +20,8 @@ use crate::weight::PackedWeight;
 /// An encoder like BERT: learned positions, layer normalization after each part, attention to all tokens; with the pooling that
 /// sentence-transformers describes beside the model.
 ///
-/// Runs checkpoints of the `model_type` `bert`. Plain weights are used where their file is mapped, compressed ones in their own
-/// arithmetic. Sentences of a batch stand one after the other, without padding.
+/// Runs checkpoints of the `model_type` `bert`. Plain weights are used where their file is mapped, unless
+/// [`PlainWeights::Packed`](crate::PlainWeights::Packed) is asked for, compressed ones in their own arithmetic. Sentences of a batch stand one after the other, without padding.
 ///
 /// ```no_run
 /// use tersor::{Checkpoint, Encoder, Execution, SentenceEncoder};

@@ -91,10 +91,10 @@ impl Sampler {
     }
 
     /// # Errors
-    /// When a logit is not finite.
-    pub(crate) fn choose(&mut self, logits: &[f32], position: usize) -> Result<u32, ModelError> {
+    /// When a logit is not finite: then `sample` is named.
+    pub(crate) fn choose(&mut self, logits: &[f32], sample: usize) -> Result<u32, ModelError> {
         if let Some((class, value)) = logits.iter().enumerate().find(|(_, x)| !x.is_finite()) {
-            return Err(ModelError::NonFinite { sample: position, class, value: *value });
+            return Err(ModelError::NonFinite { sample, class, value: *value });
         }
         let best = |a: usize, b: usize| if logits[b] > logits[a] { b } else { a };
         let likeliest = (0..logits.len()).fold(0, best);

@@ -23,7 +23,8 @@ use crate::weight::PackedWeight;
 /// A decoder like LLaMA: RMS normalization, rotary embeddings, grouped-query attention, a gated feed-forward layer.
 ///
 /// Runs checkpoints of the `model_type`s `llama` (also SmolLM2), `mistral`, `qwen2` and `qwen3`. Plain weights are used where
-/// their file is mapped, compressed ones in their own arithmetic.
+/// their file is mapped, unless [`PlainWeights::Packed`](crate::PlainWeights::Packed) is asked for, compressed ones in their own
+/// arithmetic.
 ///
 /// ```no_run
 /// use tersor::{Checkpoint, Decoder, Execution, LanguageModel};
