@@ -38,6 +38,8 @@ pub(crate) mod transpose;
 pub(crate) mod update;
 pub(crate) mod view;
 
+use std::sync::OnceLock;
+
 /// Elements below which an operation stays on the calling thread: splitting costs more than it saves.
 pub(crate) const PARALLEL_MIN: usize = 1 << 15;
 
@@ -51,4 +53,32 @@ pub(crate) const STREAM_MIN: usize = 1 << 23;
 /// each of them; a pool of one thread, too, would be woken and waited for.
 pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
+}
+
+/// What a cell holds, made now if it is empty.
+///
+/// Unlike in [`OnceLock::get_or_init`] nobody waits for another who makes it: what is made in a pool lets its thread do other work
+/// meanwhile, which may ask for the same cell and would wait for itself. At worst it is made more than once, and the first is
+/// kept.
+pub(crate) fn get_or_make<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    cell.get().unwrap_or_else(|| {
+        let made = make();
+        cell.get_or_init(|| made)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_may_ask_for_itself_meanwhile() {
+        let cell = OnceLock::new();
+        let make = || {
+            assert_eq!(get_or_make(&cell, || 1), &1);
+            2
+        };
+        assert_eq!(get_or_make(&cell, make), &1);
+        assert_eq!(get_or_make(&cell, || 3), &1);
+    }
 }

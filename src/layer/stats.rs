@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 use ndarray::ArrayView2;
 
 use crate::error::NonFinite;
-use crate::kernels::{gram, reduce};
+use crate::kernels::{get_or_make, gram, reduce};
 
 /// What a method needs to know of a layer's input. Each kind includes those before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +152,8 @@ impl LayerStats {
     pub fn hessian(&self) -> Option<&[f32]> {
         let products = self.gram.as_ref()?;
         let tokens = self.tokens.max(1) as f64;
-        Some(self.hessian.get_or_init(|| gram::mean(products, self.size, tokens)))
+        let made = get_or_make(&self.hessian, || gram::mean(products, self.size, tokens));
+        Some(made.as_slice())
     }
 
     /// Everything that was seen, to be kept.

@@ -2,12 +2,12 @@
 
 use super::{Activations, Later};
 use crate::dtype::Precision;
-use crate::kernels::convert;
 use crate::kernels::matmul::codes::Tiles;
 use crate::kernels::matmul::panels::{self, Aligned, Columns, PANEL, Panels, Storage, ZeroPoints};
 use crate::kernels::matmul::sparse as sparse_kernels;
 use crate::kernels::matmul::sparse::rows::{SparseRows, SparseValues};
 use crate::kernels::matmul::sparse::slices::Slices;
+use crate::kernels::{convert, get_or_make};
 use crate::weight::form::{Bits, LayoutKind, NofM};
 use crate::weight::granularity::ScaleGrid;
 use crate::weight::layout::Layout;
@@ -93,7 +93,7 @@ pub(super) fn float_panels<'a>(sparse: &SparseRows, dense: &'a Later) -> Option<
             code_sums: Vec::new(),
         }
     };
-    Some(dense.0.get_or_init(make))
+    Some(get_or_make(&dense.0, make))
 }
 
 /// Sparse codes in dense panels.

@@ -9,6 +9,7 @@ use super::form::{Form, LayoutKind};
 use super::layout::Layout;
 use super::values::Values;
 use super::{CompressedWeight, WeightError};
+use crate::kernels::get_or_make;
 use crate::kernels::level::Isa;
 use crate::kernels::matmul::codes::CodeRows;
 use crate::kernels::matmul::panels::Panels;
@@ -311,7 +312,7 @@ impl PackedWeight {
                 if batch <= *most {
                     sparse_kernels::slices::product(isa, slices, x, batch, *how, epilogue, y);
                 } else {
-                    let panels = dense.0.get_or_init(|| densely(slices, how.has_zero_points()));
+                    let panels = get_or_make(&dense.0, || densely(slices, how.has_zero_points()));
                     matmul::int_products(isa, vec![Product { panels, epilogue, y }], x, batch, *how);
                 }
             }
