@@ -58,18 +58,9 @@ fn a_model_is_calibrated_on_what_it_has_written() {
     assert_eq!(read(&again), draw(model.path(), &other));
 
     let out = folder.path().join("out");
-    let compress = args![
-        "compress",
-        model.path(),
-        "--preset",
-        "int4",
-        "--group-size",
-        "8",
-        "--method",
-        "gptq",
-        "--json"
-    ];
-    let report = tersor(compress.into_iter().chain(args!["--calibration", file, "-o", out])).json();
+    let recipe = args!["--preset", "int4", "--group-size", "8", "--method", "gptq", "--json"];
+    let compress = args!["compress", model.path(), "--calibration", file, "-o", out];
+    let report = tersor(compress.into_iter().chain(recipe)).json();
     let layers = report["layers"].as_array().unwrap().iter();
     let tokens: Vec<u64> = layers.filter_map(|layer| layer["outcomes"][0]["tokens"].as_u64()).collect();
     assert_eq!(tokens, [100; 14], "{report}");

@@ -157,15 +157,9 @@ fn tokens_come_as_often_as_the_model_says() {
 #[test]
 fn another_text_begins_where_one_has_ended() {
     let model = decoder("llama");
-    let all: Vec<u32> = (0..64).collect();
-    let text = OwnText {
-        samples: 3,
-        context: 20,
-        start: vec![7, 9],
-        ends: all.clone(),
-        seed: 3,
-        ..OwnText::default()
-    };
+    let all = (0..64).collect();
+    let text =
+        OwnText { samples: 3, context: 20, start: vec![7, 9], ends: all, seed: 3, ..OwnText::default() };
     for sample in draw(&model, &text).unwrap() {
         // one token, and the start after it
         assert!(sample.chunks_exact(3).all(|part| part[1..] == [7, 9]), "{sample:?}");
