@@ -7,6 +7,7 @@
 
 mod error;
 mod gather;
+mod order;
 mod own_text;
 mod read;
 mod samples;
@@ -15,6 +16,7 @@ mod store;
 
 pub use error::CalibrateError;
 pub(crate) use gather::{BATCH_INPUTS, BATCH_TOKENS, Group, embed, observe_block, run_block};
+pub(crate) use order::spread;
 pub use own_text::OwnText;
 pub use read::Cut;
 pub use samples::Samples;

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use tersor::pipeline::{BlockInputs, Calibration};
 use tersor::report::layers_table;
 use tersor::{Checkpoint, Cut, Execution, Needs, Network, Plan, Recipe, Samples, Tokenizer};
@@ -47,10 +49,7 @@ impl CalibrationArgs {
     pub(super) fn samples(&self, checkpoint: &Checkpoint, seed: u64) -> Result<Option<Samples>, Failure> {
         let Some(path) = &self.calibration else { return Ok(None) };
         let cut = Cut { samples: self.samples.get(), context: self.context.get(), seed };
-        let is_decoder = Network::open(checkpoint, Execution::default())?.decoder().is_ok();
-        // only texts need one
-        let tokenizer = Tokenizer::of(checkpoint).ok();
-        Ok(Some(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?))
+        Ok(Some(read_samples(path, cut, checkpoint)?))
     }
 
     /// The plan of a recipe, which may go by what the samples say.
@@ -84,4 +83,12 @@ impl CalibrationArgs {
             }
         }
     }
+}
+
+/// Samples for a network.
+pub(super) fn read_samples(path: &Path, cut: Cut, checkpoint: &Checkpoint) -> Result<Samples, Failure> {
+    let is_decoder = Network::open(checkpoint, Execution::default())?.decoder().is_ok();
+    // only texts need one
+    let tokenizer = Tokenizer::of(checkpoint).ok();
+    Ok(Samples::read(path, cut, is_decoder, tokenizer.as_ref())?)
 }

@@ -4,6 +4,7 @@ mod args;
 mod compare;
 mod compress;
 mod demo;
+mod distill;
 mod eval;
 mod files;
 mod generate;
@@ -76,6 +77,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Command::Compare(args) => compare::run(args, &output),
         Command::Generate(args) => generate::run(args, arguments.common.seed, &output),
         Command::Sample(args) => sample::run(args, arguments.common.seed, &output),
+        Command::Distill(args) => distill::run(args, arguments.common.seed, &output),
         Command::Verify(args) => verify::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tersor::Table;
-use tersor::pipeline::Progress;
+use tersor::pipeline::{DistillationProgress, Progress};
 
 use super::Failure;
 use super::args::Common;
@@ -90,6 +90,24 @@ impl Output {
         Ok(move |done: usize| {
             bar.set_position(done as u64);
             if done as u64 == total {
+                bar.finish_and_clear();
+            }
+            go_on(&bar)
+        })
+    }
+
+    /// The same for the steps of a distillation, with what they come to.
+    pub(super) fn steps(
+        &self,
+    ) -> Result<impl FnMut(DistillationProgress) -> ControlFlow<()> + use<>, Failure> {
+        let bar = self.bar("{bar:30} {pos}/{len} steps, {eta} left {wide_msg}")?;
+        Ok(move |DistillationProgress { done, steps, loss }| {
+            bar.set_length(steps as u64);
+            bar.set_position(done as u64);
+            if let Some(loss) = loss {
+                bar.set_message(format!("{loss:.3} nats/token"));
+            }
+            if done == steps {
                 bar.finish_and_clear();
             }
             go_on(&bar)

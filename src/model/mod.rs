@@ -27,4 +27,4 @@ pub use tap::Tap;
 #[cfg(feature = "text")]
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use transformer::{Cache, Decoder, Encoder, GenerateOptions, Sampling};
-pub(crate) use transformer::{DecoderWiring, Heads, LayerNames, Sampler, TrainedBlock, Wiring};
+pub(crate) use transformer::{DecoderWiring, Heads, LayerNames, Sampler, TrainedBlock, TrainedHead, Wiring};

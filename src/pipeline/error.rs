@@ -166,6 +166,14 @@ pub enum PipelineError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// A compressed network cannot be distilled, or is no better for it.
+    #[error("{}: {reason}", path.display())]
+    Distill {
+        /// The compressed network.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// What was to be left out cannot be.
     #[error("{}: {reason}", path.display())]
     Shrink {

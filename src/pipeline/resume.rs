@@ -16,8 +16,9 @@ use crate::weight::CompressedWeight;
 
 const STATE: &str = "run.json";
 const LOCK: &str = "lock";
+const STEP_ENDING: &str = ".safetensors";
 
-const OF_ANOTHER_RUN: &str = "holds the blocks of another run (another source, recipe, calibration or seed); finish that one, or \
+const OF_ANOTHER_RUN: &str = "holds what another run finished (another source, recipe, calibration or seed); finish that one, or \
                               delete the folder";
 
 /// The folder of an unfinished run, `OUTPUT.unfinished`.
@@ -139,17 +140,61 @@ impl Unfinished {
         })
     }
 
+    /// Writes what has been learned in so many steps, waits until the disk has it, and removes what was there before.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn write_step(
+        &self,
+        steps: usize,
+        tensors: &[(String, CompressedWeight)],
+    ) -> Result<(), PipelineError> {
+        let before = self.steps()?;
+        let name = format!("{}{steps:06}{STEP_ENDING}", self.step_prefix());
+        write_atomically(&self.folder, &name, |path| write_tensors(path, tensors))?;
+        for (_, path) in before.into_iter().filter(|(step, _)| *step != steps) {
+            fs::remove_file(&path).map_err(CheckpointError::io(&path, "remove"))?;
+        }
+        Ok(())
+    }
+
+    /// The last number of steps of which it was written what had been learned, and that.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn last_step(&self) -> Result<Option<(usize, Checkpoint)>, PipelineError> {
+        let last = self.steps()?.into_iter().max_by_key(|(step, _)| *step);
+        Ok(last.map(|(step, path)| Checkpoint::open(path).map(|tensors| (step, tensors))).transpose()?)
+    }
+
+    /// The steps of which there is a file.
+    fn steps(&self) -> Result<Vec<(usize, PathBuf)>, CheckpointError> {
+        let prefix = self.step_prefix();
+        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::io(&self.folder, "list"))?;
+        let step = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            let step = name.to_str()?.strip_prefix(&prefix)?.strip_suffix(STEP_ENDING)?;
+            Some((step.parse().ok()?, entry.path()))
+        };
+        Ok(entries.flatten().filter_map(step).collect())
+    }
+
+    /// Names this run, lest a file of one that still runs, after its folder was deleted and made again, is taken for ours.
+    fn step_prefix(&self) -> String {
+        format!("step-{}-", self.fingerprint.get(..16).unwrap_or_default())
+    }
+
     /// Removes the folder: the output is complete.
     pub(super) fn remove(self) {
         // what cannot be removed does no harm
         fs::remove_dir_all(&self.folder).ok();
     }
 
-    /// Removes the folder if no block has been finished.
+    /// Removes the folder if no block has been finished, and nothing been learned.
     pub(super) fn remove_if_empty(self) {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let is_block = |name: &str| name.starts_with("block-");
-        if !entries.into_iter().any(|entry| is_block(&entry.file_name().to_string_lossy())) {
+        let is_kept = |name: &str| name.starts_with("block-") || name.starts_with("step-");
+        if !entries.into_iter().any(|entry| is_kept(&entry.file_name().to_string_lossy())) {
             self.remove();
         }
     }

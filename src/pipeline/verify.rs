@@ -30,7 +30,8 @@ pub struct Check {
     pub form: String,
     /// What is wrong, if anything.
     pub failure: Option<String>,
-    /// What changed its values beside rounding (transforms, bias correction, block reconstruction), by the output's manifest. Its error is
+    /// What changed its values beside rounding (transforms, bias correction, block reconstruction, distillation), by the
+    /// output's manifest. Its error is
     /// then not held against a bound: whether such changes keep what the network answers shows only when it runs.
     pub changed: Option<String>,
     /// Relative error.
@@ -65,8 +66,8 @@ impl Verification {
 /// Compares a compressed checkpoint with its source: names, shapes, values that must be the same, the error of every value
 /// that may differ, and what `config.json` tells loaders about each weight.
 ///
-/// What a rotation, scales, bias correction or block reconstruction [changed](Check::changed) cannot be held against the source value by value: compare
-/// what the networks answer, with [`Agreement`](crate::evaluate::Agreement).
+/// What a rotation, scales, bias correction, block reconstruction or distillation [changed](Check::changed) cannot be held against the
+/// source value by value: compare what the networks answer, with [`Agreement`](crate::evaluate::Agreement).
 ///
 /// # Errors
 /// When either cannot be read. What is merely wrong is in the result.
@@ -109,7 +110,7 @@ pub fn verify(
     }
     for other in compressed.entries() {
         if original.entry(&other.name).is_err() {
-            checks.push(failed(&other.name, &other.describe(), "the source has no such tensor".into()));
+            checks.push(check_added(&compressed, other, &made)?);
         }
     }
     Ok(Verification { source: source.as_ref().into(), output: output.as_ref().into(), checks })
@@ -157,6 +158,29 @@ fn failed(name: &str, form: &str, failure: String) -> Check {
         relative_error: f64::NAN,
         bound: f64::NAN,
     }
+}
+
+/// A tensor that the source has not: a rotated network needs a head of its own.
+fn check_added(compressed: &Checkpoint, added: &Entry, made: &MadeOf) -> Result<Check, PipelineError> {
+    let fail = |failure: String| Ok(failed(&added.name, &added.describe(), failure));
+    let Some(words) = made.changed.get(&added.name) else {
+        return fail("the source has no such tensor".into());
+    };
+    if added.precision().is_none() {
+        return fail("the source has no such tensor, and it is not made of floats".into());
+    }
+    let dense = compressed.weight(&added.name)?.dequantize();
+    if let Some(found) = reduce::first_non_finite(dense.as_slice().unwrap_or_default()) {
+        return fail(format!("it holds {found}"));
+    }
+    Ok(Check {
+        name: added.name.clone(),
+        form: added.describe(),
+        failure: None,
+        changed: Some(format!("{}, to which the source has no counterpart", words.join(", "))),
+        relative_error: f64::NAN,
+        bound: f64::INFINITY,
+    })
 }
 
 fn check(

@@ -41,14 +41,14 @@ pub(crate) struct LearnedCodes {
 
 /// Values and the moments of their gradients.
 #[derive(Debug, Clone)]
-struct Learned {
-    values: Vec<f32>,
-    mean: Vec<f32>,
-    square: Vec<f32>,
+pub(super) struct Learned {
+    pub(super) values: Vec<f32>,
+    pub(super) mean: Vec<f32>,
+    pub(super) square: Vec<f32>,
 }
 
 impl Learned {
-    fn new(values: Vec<f32>) -> Self {
+    pub(super) fn new(values: Vec<f32>) -> Self {
         let zeros = vec![0.0; values.len()];
         Self { values, mean: zeros.clone(), square: zeros }
     }

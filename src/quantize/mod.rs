@@ -28,6 +28,7 @@ mod kmeans;
 pub(crate) mod learned;
 mod observer;
 mod round;
+pub(crate) mod scales;
 mod smooth;
 pub(crate) mod sweep;
 mod tiles;

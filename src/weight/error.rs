@@ -87,9 +87,9 @@ pub enum WeightError {
         /// The value.
         value: f32,
     },
-    /// Codebooks were asked of, or given to, a weight that has none, or others.
+    /// Codebooks or scales were given to a weight that has none, or others.
     #[error("a weight of {form} does not take {what}")]
-    Codebooks {
+    Replacement {
         /// The weight's form.
         form: String,
         /// What was given.

@@ -282,6 +282,22 @@ impl CompressedWeight {
         }
     }
 
+    /// The same codes under other scales, such as learned ones, which are rounded to the precision of those that they replace.
+    ///
+    /// # Errors
+    /// When the weight has no scales, or not so many, or one is NaN, negative, or infinite in that precision.
+    pub fn with_scales(mut self, scales: Vec<f32>) -> Result<Self, WeightError> {
+        let (Values::F8 { scales: of_weight, .. } | Values::Int { scales: of_weight, .. }) = &mut self.values
+        else {
+            let (form, what) = (self.form.to_string(), format!("{} scales", scales.len()));
+            return Err(WeightError::Replacement { form, what });
+        };
+        WeightError::check_len("scales", of_weight.scales.len(), scales.len())?;
+        let Scales { granularity, precision, zero_points, .. } = of_weight;
+        *of_weight = Scales::new(*granularity, *precision, scales, zero_points.take())?;
+        Ok(self)
+    }
+
     /// The codebooks, `None` for every other coding.
     pub fn codebooks(&self) -> Option<&Codebooks> {
         match &self.values {
@@ -306,7 +322,7 @@ impl CompressedWeight {
                     None => Ok(weight),
                 }
             }
-            _ => Err(WeightError::Codebooks {
+            _ => Err(WeightError::Replacement {
                 form: self.form.to_string(),
                 what: format!("codebooks of {} bits, {}", books.bits.get(), books.granularity),
             }),

@@ -8,6 +8,7 @@ mod run;
 
 mod bytes;
 mod calibrated;
+mod distill;
 mod entropy;
 mod interrupted;
 mod networks;

@@ -17,7 +17,7 @@ use super::matmul::schedule::parallel_min_work;
 use super::matmul::tile::{Finish, FloatTile, Last, Zeros};
 use super::normalize::softmax_in;
 
-pub(crate) use gradient::Attention;
+pub(crate) use gradient::{Attention, AttentionGradients};
 
 /// Keys and values of the tokens so far.
 #[derive(Debug, Clone)]

@@ -63,6 +63,12 @@ pub(crate) fn through_codes(
     through_codes_in(isa, places, codes, gradient, of_scale);
 }
 
+/// The gradient with respect to the logarithm of a scale, from those with respect to the values that share it.
+pub(crate) fn of_scale(isa: Isa, values: &[f32], gradient: &[f32]) -> f32 {
+    assert_eq!(values.len(), gradient.len(), "values and gradients");
+    of_scale_in(isa, values, gradient)
+}
+
 /// One step of Adam (Kingma and Ba, 2015, algorithm 1).
 ///
 /// # Shapes
@@ -130,6 +136,21 @@ fn through_codes_body(places: &[f32], codes: CodeSpan, gradient: &mut [f32], of_
 }
 
 multiversion! {
+    fn of_scale_in(values: &[f32], gradient: &[f32]) -> f32 = of_scale_body
+}
+
+#[inline(always)]
+fn of_scale_body(values: &[f32], gradient: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (values, gradients) in values.chunks(LANES).zip(gradient.chunks(LANES)) {
+        for ((lane, value), gradient) in lanes.iter_mut().zip(values).zip(gradients) {
+            *lane += gradient * value;
+        }
+    }
+    lanes.iter().sum()
+}
+
+multiversion! {
     fn adam_in(
         descent: Descent,
         gradient: &[f32],
@@ -171,6 +192,10 @@ mod tests {
         assert_eq!(gradient, [0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 0.0]);
         // of value = scale · code with respect to ln scale: the value itself
         assert_eq!(of_scale, 10.0 - 1.0 - 2.0 + 2.5 + 3.0 + 3.5);
+        assert_eq!(
+            super::of_scale(Isa::Portable, &out, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
+            of_scale - 10.0
+        );
     }
 
     /// The first two steps of Adam, from its definition.
@@ -203,7 +228,7 @@ mod tests {
                 let (mut mean, mut square) = (values(len, 7), vec![0.3; len]);
                 let moments = [&mut mean[..], &mut square[..]];
                 adam(isa, Descent::new(3, 0.01), &gradient, moments, &mut out);
-                (out, through, of_scale, mean, square)
+                (out, through, of_scale, mean, square, super::of_scale(isa, &places, &gradient))
             };
             for isa in Isa::all() {
                 assert_eq!(all(isa), all(Isa::Portable), "{isa:?}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::block::Planned;
 use super::finish::Finishing;
-use crate::calibrate::Store;
+use crate::calibrate::{Store, spread};
 use crate::evaluate::WeightErrors;
 use crate::kernels::activate::add;
 use crate::kernels::reduce::first_non_finite;
@@ -15,6 +15,7 @@ use crate::model::blockwise::{Blockwise, Hidden};
 use crate::pipeline::PipelineError;
 use crate::pipeline::plan::{MaskPlan, Plan, PlannedAction, PlannedTensor};
 use crate::quantize::learned::{LearnedCodes, Rates};
+use crate::quantize::scales::cosine;
 
 /// Samples of one step.
 const BATCH: usize = 2;
@@ -24,9 +25,6 @@ const MEASURED: usize = 32;
 
 /// How far the first step goes; later ones go less far, along a cosine.
 const RATES: Rates = Rates { places: 1.5e-3, ends: 1e-2 };
-
-/// What of the first rates is left at least.
-const LEAST: f64 = 0.02;
 
 /// The least sum of squares that an error is held against.
 const TINY: f64 = 1e-30;
@@ -127,8 +125,7 @@ impl Plan<'_> {
             trained.set(*layer, &codes.values());
         }
         for step in 0..steps.get() {
-            let left = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps.get() as f64).cos());
-            let left = left.max(LEAST) as f32;
+            let left = cosine(step, steps.get());
             let rates = Rates { places: RATES.places * left, ends: RATES.ends * left };
             descend(&mut trained, &mut learners, samples, step, rates)?;
         }
@@ -240,7 +237,7 @@ fn descend(
     for number in step * BATCH..(step + 1) * BATCH {
         let [states, target] = samples.get(spread(number, samples.len()))?;
         let width = states.states.ncols().max(1);
-        let gradients = trained.gradients(slice(&states), |found| slope(found, slice(&target), width));
+        let gradients = trained.gradients(slice(&states), |found| slope(found, slice(&target), width)).layers;
         match &mut sums {
             None => sums = Some(gradients),
             Some(sums) => {
@@ -277,40 +274,6 @@ fn squares(found: &[f32], target: &[f32]) -> (f64, f64) {
     })
 }
 
-/// The samples in an order in which neighbours, which come from one text, are far apart: steps of the golden section.
-fn spread(number: usize, samples: usize) -> usize {
-    let (round, at) = (number / samples.max(1), number % samples.max(1));
-    let mut stride = ((samples as f64 * 0.618_033_988_75) as usize).max(1);
-    while gcd(stride, samples) > 1 {
-        stride += 1;
-    }
-    (at * stride + round) % samples.max(1)
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
 fn slice(hidden: &Hidden) -> &[f32] {
     hidden.states.as_slice().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_round_takes_every_sample_once_and_neighbours_are_far_apart() {
-        for samples in [1, 2, 3, 12, 128] {
-            for round in 0..3 {
-                let mut taken: Vec<usize> =
-                    (round * samples..(round + 1) * samples).map(|number| spread(number, samples)).collect();
-                if samples > 12 {
-                    assert!(taken.windows(2).all(|two| two[0].abs_diff(two[1]) > samples / 4));
-                }
-                taken.sort_unstable();
-                assert!(taken.into_iter().eq(0..samples));
-            }
-        }
-    }
 }

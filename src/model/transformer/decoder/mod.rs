@@ -1,10 +1,12 @@
 mod block;
 mod trained;
+mod trained_head;
 
 use ndarray::{Array2, ArrayView2};
 
 use self::block::{Block, Buffers, Shape};
 pub(crate) use self::trained::TrainedBlock;
+pub(crate) use self::trained_head::TrainedHead;
 use super::cache::Cache;
 use super::decoder_config::DecoderConfig;
 use super::embedding::Embedding;
@@ -141,19 +143,27 @@ impl Decoder {
     }
 
     /// The linear layers of a block, those with the same input together.
-    pub(in crate::model) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
+    pub(crate) fn block_layers(&self, block: usize) -> Vec<Vec<String>> {
         let Block { query, key, value, output, gate, up, down, .. } = &self.blocks[block];
         let groups: [&[&Linear]; 4] = [&[query, key, value], &[output], &[gate, up], &[down]];
         names_of(groups)
     }
 
     /// A block whose linear layers are to be trained, from the weights on that `weight` gives by the layers' names.
-    pub(in crate::model) fn trained_block<E>(
+    pub(crate) fn trained_block<E>(
         &self,
         block: usize,
         weight: impl FnMut(&str) -> Result<Vec<f32>, E>,
     ) -> Result<TrainedBlock<'_>, E> {
         TrainedBlock::new(&self.blocks[block], self.shape, &self.rope, weight)
+    }
+
+    /// Its end, for training what is before it; the head's weight is read once more from the checkpoint that it was opened from.
+    ///
+    /// # Errors
+    /// When that has changed.
+    pub(crate) fn trained_head(&self, checkpoint: &Checkpoint) -> Result<TrainedHead<'_>, ModelError> {
+        Ok(TrainedHead::new(self, &checkpoint.dense(&format!("{}.weight", self.head.name))?))
     }
 
     /// The layers whose weights are arranged for products.
@@ -243,6 +253,20 @@ impl Decoder {
         let mut logits = Vec::new();
         self.head.forward(&normed, &mut logits)?;
         Ok(Array2::from_shape_vec((hidden.nrows(), self.vocab_size), logits).unwrap_or_default())
+    }
+
+    /// What the last block gives for a sequence.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When there are no tokens or too many, or one is beyond the vocabulary.
+    pub(crate) fn states(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        self.check(tokens.len(), 0)?;
+        let positions: Vec<usize> = (0..tokens.len()).collect();
+        let mut cache = KeyValues::new(self.shape.key_value_heads, self.shape.head_dim);
+        in_pool(|| self.hidden(tokens, &positions, Memory::OfOneBlock(&mut cache), &mut None))
     }
 
     /// Logits after every token, while a tap sees the input of every linear layer.

@@ -3,7 +3,7 @@
 use super::super::rope::Rope;
 use super::block::{Block, Shape};
 use crate::kernels::activate::{activate_gate, add, gate_gradients};
-use crate::kernels::attention::{Attention, KeyValues, attend};
+use crate::kernels::attention::{Attention, AttentionGradients, KeyValues, attend};
 use crate::kernels::normalize::{rms_norm, rms_norm_gradient};
 use crate::kernels::product::ColumnTiles;
 use crate::model::linear::Linear;
@@ -36,19 +36,18 @@ struct Layer {
     shape: [usize; 2],
     /// For `x · Wᵀ`.
     forward: ColumnTiles,
-    /// For `dy · W`; `None` of query, key and value: nothing before them learns.
-    backward: Option<ColumnTiles>,
+    /// For `dy · W`.
+    backward: ColumnTiles,
 }
 
 impl Layer {
-    fn new(at: usize, linear: &Linear, weight: &[f32]) -> Self {
+    fn new(linear: &Linear, weight: &[f32]) -> Self {
         let (rows, cols) = (linear.matrix.rows(), linear.matrix.cols());
         assert_eq!(weight.len(), rows * cols, "weights of {}", linear.name);
-        let backward = || ColumnTiles::new(rows, cols, |row| &weight[row * cols..][..cols]);
         Self {
             shape: [rows, cols],
             forward: ColumnTiles::transposed(weight, cols, rows),
-            backward: (at >= OUTPUT).then(backward),
+            backward: ColumnTiles::new(rows, cols, |row| &weight[row * cols..][..cols]),
         }
     }
 }
@@ -71,6 +70,17 @@ struct Tape {
     up: Vec<f32>,
     /// What goes into the last layer.
     gated: Vec<f32>,
+}
+
+/// What a loss asks of a block.
+#[derive(Debug)]
+pub(crate) struct Gradients {
+    /// With respect to the weights, `[out_features, in_features]`.
+    pub(crate) layers: [Vec<f32>; LAYERS],
+    /// With respect to what query, key and value give.
+    of_attention: AttentionGradients,
+    /// With respect to the hidden states between attention and the feed-forward layer, `[tokens, hidden]`.
+    of_middle: Vec<f32>,
 }
 
 impl TrainedBlock<'_> {
@@ -96,8 +106,8 @@ impl<'a> TrainedBlock<'a> {
         mut weight: impl FnMut(&str) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
         let mut layers = Vec::with_capacity(LAYERS);
-        for (at, linear) in block.linears().into_iter().enumerate() {
-            layers.push(Layer::new(at, linear, &weight(&linear.name)?));
+        for linear in block.linears() {
+            layers.push(Layer::new(linear, &weight(&linear.name)?));
         }
         Ok(Self { block, shape, rope, layers })
     }
@@ -115,19 +125,15 @@ impl<'a> TrainedBlock<'a> {
     /// # Panics
     /// When it is not, or there is no such layer.
     pub(crate) fn set(&mut self, layer: usize, weight: &[f32]) {
-        self.layers[layer] = Layer::new(layer, self.block.linears()[layer], weight);
+        self.layers[layer] = Layer::new(self.block.linears()[layer], weight);
     }
 
     /// Gradients with respect to the weights of all layers of a loss, whose gradient with respect to what the block gives is that of
     /// `of_output`.
     ///
     /// # Shapes
-    /// `hidden` and what `of_output` takes and gives are `[tokens, hidden]`; gradients are `[out_features, in_features]`.
-    pub(crate) fn gradients(
-        &self,
-        hidden: &[f32],
-        of_output: impl FnOnce(&[f32]) -> Vec<f32>,
-    ) -> [Vec<f32>; LAYERS] {
+    /// `hidden` and what `of_output` takes and gives are `[tokens, hidden]`.
+    pub(crate) fn gradients(&self, hidden: &[f32], of_output: impl FnOnce(&[f32]) -> Vec<f32>) -> Gradients {
         let (output, tape) = self.forward(hidden);
         let of_output = of_output(&output);
         let Tape { query, key, value, mut gate, mut up, .. } = tape;
@@ -163,7 +169,7 @@ impl<'a> TrainedBlock<'a> {
             rms_norm_gradient(&mut of_attention.queries, query, of_query, epsilon);
             rms_norm_gradient(&mut of_attention.keys, key, of_key, epsilon);
         }
-        [
+        let layers = [
             self.weight_gradient(QUERY, &of_attention.queries, &tape.normed),
             self.weight_gradient(KEY, &of_attention.keys, &tape.normed),
             self.weight_gradient(VALUE, &of_attention.values, &tape.normed),
@@ -171,7 +177,30 @@ impl<'a> TrainedBlock<'a> {
             of_gate,
             of_up,
             of_down,
-        ]
+        ];
+        Gradients { layers, of_attention, of_middle }
+    }
+
+    /// The gradient with respect to what goes into the block, from [those](Self::gradients) that were found for it.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`.
+    pub(crate) fn input_gradient(&self, hidden: &[f32], gradients: &Gradients) -> Vec<f32> {
+        let AttentionGradients { queries, keys, values } = &gradients.of_attention;
+        let mut of_input = self.back(QUERY, queries);
+        add(&mut of_input, &self.back(KEY, keys));
+        add(&mut of_input, &self.back(VALUE, values));
+        rms_norm_gradient(&mut of_input, hidden, &self.block.input_norm, self.shape.epsilon);
+        add(&mut of_input, &gradients.of_middle);
+        of_input
+    }
+
+    /// What the block gives.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`, as what it gives.
+    pub(crate) fn run(&self, hidden: &[f32]) -> Vec<f32> {
+        self.forward(hidden).0
     }
 
     fn tokens(&self, hidden: &[f32]) -> usize {
@@ -235,7 +264,7 @@ impl<'a> TrainedBlock<'a> {
 
     /// `dy · W`: the gradient with respect to what goes into a layer.
     fn back(&self, layer: usize, of_output: &[f32]) -> Vec<f32> {
-        self.layers[layer].backward.as_ref().map(|tiles| tiles.product(of_output)).unwrap_or_default()
+        self.layers[layer].backward.product(of_output)
     }
 
     /// `dyᵀ · x`: the gradient with respect to the weight.
@@ -254,6 +283,7 @@ mod tests {
     use ndarray::Array2;
 
     use super::super::Decoder;
+    use super::TrainedBlock;
     use crate::checkpoint::Checkpoint;
     use crate::model::{Execution, ModelError};
 
@@ -281,27 +311,40 @@ mod tests {
             let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * (1.0 + b.abs());
             assert!(found.iter().zip(&expected).all(close), "{name}");
 
+            let loss = |trained: &TrainedBlock<'_>, hidden: &[f32]| dot(&trained.run(hidden), &of_output);
             let gradients = trained.gradients(&hidden, |_| of_output.clone());
-            for (layer, (layer_name, gradient)) in trained.names().into_iter().zip(&gradients).enumerate() {
+            let step = 1.0 / 1024.0;
+            for (layer, (layer_name, gradient)) in
+                trained.names().into_iter().zip(&gradients.layers).enumerate()
+            {
                 let weight = dense(layer_name).unwrap();
                 let direction = values(weight.len(), 733);
-                let mut loss = |by: f32| -> f64 {
-                    let moved: Vec<f32> = weight.iter().zip(&direction).map(|(w, d)| w + by * d).collect();
-                    trained.set(layer, &moved);
-                    let output = trained.forward(&hidden).0;
-                    output.iter().zip(&of_output).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
+                let mut loss = |by: f32| {
+                    trained.set(layer, &moved(&weight, &direction, by));
+                    loss(&trained, &hidden)
                 };
-                let step = 1.0 / 1024.0;
                 let slope = (loss(step) - loss(-step)) / (2.0 * f64::from(step));
                 loss(0.0);
-                let along: f64 =
-                    gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-                let size: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-                assert!(
-                    (along - slope).abs() < 2e-2 * size.max(along.abs()),
-                    "{name} {layer_name}: {along}, not {slope}"
-                );
+                assert_slope(gradient, &direction, slope, &format!("{name} {layer_name}"));
             }
+            let direction = values(hidden.len(), 733);
+            let [above, below] = [step, -step].map(|by| loss(&trained, &moved(&hidden, &direction, by)));
+            let slope = (above - below) / (2.0 * f64::from(step));
+            let gradient = trained.input_gradient(&hidden, &gradients);
+            assert_slope(&gradient, &direction, slope, &format!("{name}: what goes in"));
         }
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+
+    fn moved(values: &[f32], direction: &[f32], by: f32) -> Vec<f32> {
+        values.iter().zip(direction).map(|(value, direction)| value + by * direction).collect()
+    }
+
+    fn assert_slope(gradient: &[f32], direction: &[f32], slope: f64, of: &str) {
+        let (along, size) = (dot(gradient, direction), dot(gradient, gradient).sqrt());
+        assert!((along - slope).abs() < 2e-2 * size.max(along.abs()), "{of}: {along}, not {slope}");
     }
 }
