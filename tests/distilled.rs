@@ -5,7 +5,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::{Folder, f32s, safetensors, stored};
 use ndarray::Array2;
@@ -114,13 +116,16 @@ fn what_it_predicts_comes_nearer_to_the_original_and_nothing_but_scales_changes(
         ("llama-bias", "fp8"),
         ("qwen2-window", "2:4+int4"),
         ("llama-yarn", "int2"),
+        ("llama-bf16", "int3"),
+        ("mistral", "w8a8"),
     ] {
         let (original, folder) = (fixture(name), Folder::new());
         let student = compressed(&original, preset, &folder);
         let output = folder.path().join("out");
         let found = distill(&student, &original, steps(40).rate(0.05), &output);
         let label = format!("{name} {preset}: {found:?}");
-        assert!(found.after < 0.9 * found.before, "{label}");
+        // eight bits have little to learn
+        assert!(found.after < if preset == "w8a8" { 1.0 } else { 0.9 } * found.before, "{label}");
         let (before, after) = (Checkpoint::open(&student).unwrap(), Checkpoint::open(&output).unwrap());
         for (said, network) in [(found.before, &before), (found.after, &after)] {
             let expected = divergence(network, &original, &[HELD_OUT]);
@@ -240,7 +245,7 @@ fn neither_threads_nor_instructions_nor_interruptions_change_what_is_learned() {
     let checkpoint = Checkpoint::open(&student).unwrap();
     let output = folder.path().join("interrupted");
     let unfinished = folder.path().join("interrupted.unfinished");
-    for (goes_on, stop) in [(0, 0), (0, 5), (5, 9)] {
+    for (goes_on, stop) in [(0, 5), (5, 9)] {
         let mut first = None;
         let mut stop_at = |progress: DistillationProgress| {
             first = first.or(Some(progress.done));
@@ -251,6 +256,17 @@ fn neither_threads_nor_instructions_nor_interruptions_change_what_is_learned() {
         assert!(!output.exists() && unfinished.exists());
         assert_eq!(first, Some(goes_on));
     }
+    // one that ends without a word goes on from where the disk was written last
+    let mut killed = |progress: DistillationProgress| {
+        assert!(progress.done < 11, "killed");
+        ControlFlow::Continue(())
+    };
+    let every_step = steps(12).keep_every(Duration::ZERO);
+    let run = AssertUnwindSafe(|| every_step.run(&checkpoint, &original, &samples(), &output, &mut killed));
+    assert!(catch_unwind(run).is_err());
+    let kept =
+        files(&unfinished).into_keys().filter(|name| name.to_string_lossy().ends_with("-000011.safetensors"));
+    assert_eq!(kept.count(), 1);
     // with other steps it is another run
     let line = refused(&student, &original, steps(13), &samples(), &output);
     assert!(line.contains("interrupted.unfinished") && line.contains("another run"), "{line}");
@@ -282,12 +298,195 @@ fn verify_and_the_manifest_say_what_was_learned() {
     let words = verified.changed().next().unwrap().changed.as_deref();
     assert_eq!(words, Some("scales distilled in 20 steps"));
 
+    // outputs of layers are others now, too
+    assert!(layer["outcomes"].is_null());
+
     // what was made by something else has no manifest
     fs::remove_file(student.join("tersor.json")).unwrap();
     let again = folder.path().join("again");
     distill(&student, &original, steps(20), &again);
     let verified = verify(original.path(), &again, VerifyOptions::default()).unwrap();
     assert_eq!(verified.failures().count(), 0, "{verified:?}");
+}
+
+/// A network whose embedding is its head gets a head of its own when it is rotated.
+#[test]
+fn a_rotated_network_learns_and_what_did_not_learn_is_as_it_was() {
+    let (original, folder) = (fixture("qwen3"), Folder::new());
+    let recipe = Recipe::from_toml(
+        "format = 'tersor'\ntransforms = ['rotate']\n\
+         [[step]]\nnames = ['*.mlp.*']\nquantize = { bits = 2, symmetric = false, group_size = 8 }\n\
+         [[step]]\nnames = ['*.o_proj.weight']\nquantize = { type = 'codebook', bits = 3 }\n",
+    );
+    let recipe = recipe.unwrap();
+    let student = folder.path().join("rotated");
+    Plan::new(&original, &recipe).unwrap().run(&student, &mut |_| ControlFlow::Continue(())).unwrap();
+    let output = folder.path().join("out");
+    let found = distill(&student, &original, steps(30).rate(0.05), &output);
+    let blocks = Decoder::open(&original, Execution::default()).unwrap().blocks();
+    assert_eq!((found.weights, found.left_alone.len()), (3 * blocks, blocks), "{found:?}");
+    assert!(found.left_alone.iter().all(|name| name.ends_with("o_proj.weight")), "{found:?}");
+    let layers = |folder: &Path| -> BTreeMap<String, serde_json::Value> {
+        let manifest = fs::read(folder.join("tersor.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        layers.map(|layer| (layer["name"].as_str().unwrap().to_owned(), layer.clone())).collect()
+    };
+    let (before, after) = (layers(&student), layers(&output));
+    for (name, layer) in &before {
+        assert_eq!(layer == &after[name], name.ends_with("o_proj.weight"), "{name}");
+    }
+
+    let verified = verify(original.path(), &output, VerifyOptions::default()).unwrap();
+    assert_eq!(verified.failures().count(), 0, "{verified:?}");
+    let head = verified.checks.iter().find(|check| check.name == "lm_head.weight").unwrap();
+    assert_eq!(head.changed.as_deref(), Some("rotation, of `model.embed_tokens.weight`"));
+    // no other tensor is explained by saying so
+    let written = Checkpoint::open(&output).unwrap();
+    let names = written.entries().iter().flat_map(|entry| &entry.tensors);
+    let tensor = |name: &String| {
+        let found = written.tensor(name).unwrap();
+        stored(name, found.dtype, found.shape, found.bytes)
+    };
+    let mut tensors: Vec<_> = names.map(tensor).collect();
+    tensors.push(stored("extra.weight", DType::F32, &[1, 2], f32s(&[1.0, 2.0])));
+    let bytes = safetensors(&tensors, written.metadata(0).unwrap());
+    fs::write(output.join("model.safetensors"), bytes).unwrap();
+    let manifest = fs::read_to_string(output.join("tersor.json")).unwrap();
+    let manifest = manifest.replace("\"changed\": {", "\"changed\": { \"extra.weight\": [\"rotation\"],");
+    fs::write(output.join("tersor.json"), manifest).unwrap();
+    let verified = verify(original.path(), &output, VerifyOptions::default()).unwrap();
+    assert_eq!(verified.failures().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["extra.weight"]);
+}
+
+/// Files keep their tensors, and a single one gets the name that everybody looks for.
+#[test]
+fn shards_stay_shards() {
+    let (original, folder) = (fixture("llama"), Folder::new());
+    let whole = compressed(&original, "int3", &folder);
+    let student = Checkpoint::open(&whole).unwrap();
+    let names: Vec<&String> = student.entries().iter().flat_map(|entry| &entry.tensors).collect();
+    let tensor = |name: &&String| {
+        let found = student.tensor(name).unwrap();
+        stored(name, found.dtype, found.shape, found.bytes)
+    };
+    let config = fs::read(whole.join("config.json")).unwrap();
+    let metadata = student.metadata(0).unwrap();
+    let single = Folder::new();
+    single.put("config.json", &config);
+    single.put("odd.safetensors", safetensors(&names.iter().map(tensor).collect::<Vec<_>>(), metadata));
+    let found = folder.path().join("single");
+    distill(single.path(), &original, steps(5), &found);
+
+    // whatever a weight is made of lies in one file
+    let sharded = Folder::new();
+    sharded.put("config.json", &config);
+    let first_half = |entry: &&tersor::Entry| entry.name.contains("layers.0");
+    let (mut map, mut total) = (serde_json::Map::new(), 0);
+    for (file, is_first) in [("model-1.safetensors", true), ("model-2.safetensors", false)] {
+        let entries = student.entries().iter().filter(|entry| first_half(entry) == is_first);
+        let names: Vec<&String> = entries.flat_map(|entry| &entry.tensors).collect();
+        let tensors: Vec<_> = names.iter().map(tensor).collect();
+        total += tensors.iter().map(|tensor| tensor.bytes.len()).sum::<usize>();
+        map.extend(names.iter().map(|name| ((*name).clone(), file.into())));
+        let forms: serde_json::Value = serde_json::from_str(&metadata["tersor"]).unwrap();
+        let weights = forms["weights"].as_object().unwrap().clone().into_iter();
+        let weights: serde_json::Map<_, _> =
+            weights.filter(|(name, _)| name.contains("layers.0") == is_first).collect();
+        let forms = serde_json::json!({ "version": forms["version"], "weights": weights });
+        let metadata = BTreeMap::from([("tersor".to_owned(), forms.to_string())]);
+        sharded.put(file, safetensors(&tensors, &metadata));
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
+    sharded.put("model.safetensors.index.json", index.to_string());
+    let output = folder.path().join("sharded");
+    distill(sharded.path(), &original, steps(5), &output);
+    let (single, sharded) = (Checkpoint::open(&found).unwrap(), Checkpoint::open(&output).unwrap());
+    assert!(found.join("model.safetensors").exists() && !found.join("odd.safetensors").exists());
+    assert_eq!((single.files().len(), sharded.files().len()), (1, 2));
+    for entry in single.entries() {
+        for tensor in &entry.tensors {
+            assert!(
+                single.tensor(tensor).unwrap().bytes == sharded.tensor(tensor).unwrap().bytes,
+                "{tensor}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_was_learned_is_not_taken_from_damaged_or_foreign_files() {
+    let (original, folder) = (fixture("llama"), Folder::new());
+    let student = compressed(&original, "int3", &folder);
+    let checkpoint = Checkpoint::open(&student).unwrap();
+    let output = folder.path().join("out");
+    let unfinished = folder.path().join("out.unfinished");
+    let stop = || {
+        let mut stop = |progress: DistillationProgress| {
+            if progress.done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let stopped = steps(4).run(&checkpoint, &original, &samples(), &output, &mut stop);
+        assert!(matches!(stopped, Err(PipelineError::Stopped)), "{stopped:?}");
+        let is_step = |path: &PathBuf| path.to_string_lossy().starts_with("step-");
+        unfinished.join(files(&unfinished).into_keys().find(is_step).unwrap())
+    };
+    let file = stop();
+    let bytes = fs::read(&file).unwrap();
+    let tensors = Checkpoint::open(&file).unwrap();
+    let rewritten = |change: &dyn Fn(&str, &mut Vec<u8>)| {
+        let tensor = |entry: &tersor::Entry| {
+            let mut tensor =
+                stored(&entry.name, DType::F32, &entry.shape, tensors.tensor(&entry.name).unwrap().bytes);
+            change(&entry.name, &mut tensor.bytes);
+            tensor.shape = vec![tensor.bytes.len() / 4];
+            tensor
+        };
+        safetensors(&tensors.entries().iter().map(tensor).collect::<Vec<_>>(), &BTreeMap::new())
+    };
+    let nan = rewritten(&|name, bytes| {
+        if name.ends_with(".square") {
+            bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+    });
+    let short = rewritten(&|_, bytes| bytes.truncate(4));
+    for damaged in [&bytes[..bytes.len() / 2], &nan, &short, b""] {
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, damaged).unwrap();
+        let line = refused(&student, &original, steps(4), &samples(), &output);
+        assert!(line.contains("step-") && line.contains("delete the folder"), "{line}");
+    }
+    fs::remove_dir_all(&unfinished).unwrap();
+
+    // a folder of somebody else is neither used nor deleted
+    fs::create_dir(&unfinished).unwrap();
+    fs::write(unfinished.join("model.safetensors"), "precious").unwrap();
+    let line = refused(&student, &original, steps(4), &samples(), &output);
+    assert!(line.contains("out.unfinished") && line.contains("model.safetensors"), "{line}");
+    assert_eq!(files(&unfinished).into_keys().collect::<Vec<_>>(), [Path::new("model.safetensors")]);
+}
+
+#[test]
+fn a_network_that_predicts_no_numbers_is_named_with_the_sample() {
+    let (original, folder) = (fixture("llama"), Folder::new());
+    let student = compressed(&original, "int3", &folder);
+    let norm = "model.layers.1.input_layernorm.weight";
+    let values = vec![f32::NAN; original.entry(norm).unwrap().elements()];
+    let tensors: Vec<_> = original
+        .entries()
+        .iter()
+        .map(|entry| {
+            let found = original.tensor(&entry.name).unwrap();
+            let bytes = if entry.name == norm { f32s(&values) } else { found.bytes.to_vec() };
+            stored(&entry.name, found.dtype, found.shape, bytes)
+        })
+        .collect();
+    let broken = Folder::new();
+    broken.put("model.safetensors", safetensors(&tensors, &BTreeMap::new()));
+    broken.put("config.json", original.config().unwrap().to_string());
+    let checkpoint = broken.open().unwrap();
+    let line = refused(&student, &checkpoint, steps(2), &samples(), &folder.path().join("out"));
+    let named = broken.path().display().to_string();
+    assert!(line.contains(&named) && line.contains(&format!("sample {HELD_OUT}")), "{line}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use ndarray::Array2;
 use proptest::prelude::*;
 use tersor::{
-    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, DenseValues, Granularity, LayoutKind, Mask,
-    NofM, Precision, Scales, WeightError, stored_tensors,
+    Bits, CodebookBits, Codebooks, Coding, CompressedWeight, DenseValues, Granularity, LayoutKind, LowRank,
+    Mask, NofM, Precision, Scales, WeightError, stored_tensors,
 };
 
 /// What proptest chooses; all numbers follow from the seed.
@@ -314,6 +314,37 @@ fn scales_are_what_the_file_will_hold() {
     for (precision, bad) in [(Precision::F16, 1e5), (Precision::F32, -1.0), (Precision::Bf16, f32::NAN)] {
         assert!(scales(precision, bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn codes_stay_under_other_scales() {
+    let scales =
+        Scales::new(Granularity::Channel, Precision::F16, vec![0.5, 2.0], Some(vec![1, -3])).unwrap();
+    let codes = [1, -8, 7, 0, 3, -1];
+    for layout in [LayoutKind::Dense, LayoutKind::Bitmask] {
+        let values = DenseValues::Int(Bits::new(4).unwrap(), &codes, &scales);
+        let weight = CompressedWeight::encode(&[2, 3], layout, None, values).unwrap();
+        let factor = |shape: [usize; 2], values: &[f32]| {
+            CompressedWeight::from_f32(&shape, Precision::F32, values).unwrap()
+        };
+        let factors = LowRank::new(factor([2, 1], &[1.0, 2.0]), factor([1, 3], &[3.0, 0.0, 5.0])).unwrap();
+        let corrected = weight.with_correction(factors).unwrap();
+        let other = corrected.clone().with_scales(vec![0.1, 4.0]).unwrap();
+        let rounded = |x: f32| f16::from_f32(x).to_f32();
+        let tenth = rounded(0.1);
+        assert_eq!(other.scales().unwrap().scales(), [tenth, 4.0]);
+        assert_eq!(other.scales().unwrap().zero_points(), Some(&[1, -3][..]));
+        assert_eq!((other.form(), other.factors()), (corrected.form(), corrected.factors()));
+        let expected = [3.0, rounded(-9.0 * tenth), rounded(6.0 * tenth) + 5.0, 18.0, 24.0, 18.0];
+        assert_eq!(other.dequantize().as_slice(), Some(&expected[..]), "{layout:?}");
+
+        let refused = |scales: Vec<f32>| corrected.clone().with_scales(scales).unwrap_err().to_string();
+        assert_eq!(refused(vec![1.0]), "scales: expected 2, got 1");
+        assert_eq!(refused(vec![1.0, 1e6]), "scale inf at index 1");
+    }
+    let plain = CompressedWeight::from_f32(&[1, 2], Precision::F32, &[1.0, 2.0]).unwrap();
+    let error = plain.with_scales(vec![1.0]).unwrap_err().to_string();
+    assert!(error.contains("f32") || error.contains("F32"), "{error}");
 }
 
 #[test]

@@ -47,6 +47,12 @@ enum Kind {
 }
 
 impl Companions {
+    /// Bytes of what is carried along from this folder.
+    pub(crate) fn carried_bytes(&self, root: &Path) -> u64 {
+        let bytes = |path: &PathBuf| Some(fs::metadata(root.join(path)).ok()?.len());
+        self.carried.iter().filter_map(bytes).sum()
+    }
+
     /// What stands in a folder, of which `opened` are the weights that are compressed. Hidden files are left out.
     pub(super) fn of<'a>(
         root: &Path,

@@ -1,5 +1,6 @@
 //! What a calibrated run has finished, kept on the disk so that the same command can go on from there.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,7 @@ const STATE: &str = "run.json";
 const LOCK: &str = "lock";
 const STEP_ENDING: &str = ".safetensors";
 
-const OF_ANOTHER_RUN: &str = "holds what another run finished (another source, recipe, calibration or seed); finish that one, or \
-                              delete the folder";
+const OF_ANOTHER_RUN: &str = "holds what another run finished, one with other inputs or options; finish that one, or delete the folder";
 
 /// The folder of an unfinished run, `OUTPUT.unfinished`.
 #[derive(Debug)]
@@ -60,12 +60,13 @@ impl Unfinished {
     /// Opens the folder of a run, or makes it.
     ///
     /// # Errors
-    /// When it is that of another run, another process works on it, or the disk refuses.
+    /// When it is that of another run or holds something else, another process works on it, or the disk refuses.
     pub(super) fn open(output: &Path, fingerprint: &str) -> Result<Self, PipelineError> {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".unfinished");
         let folder = output.with_file_name(name);
         fs::create_dir_all(&folder).map_err(CheckpointError::io(&folder, "create"))?;
+        check_ours(&folder)?;
         let lock_path = folder.join(LOCK);
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(CheckpointError::io(&lock_path, "open"))?;
@@ -104,10 +105,7 @@ impl Unfinished {
         let path = self.folder.join(Self::block_name(block, "json"));
         let Ok(bytes) = read_regular(&path) else { return Ok(None) };
         let Described { fingerprint, reports } =
-            serde_json::from_slice(&bytes).map_err(|e| PipelineError::Unfinished {
-                path: path.clone(),
-                reason: format!("is damaged ({e}); delete the folder"),
-            })?;
+            serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))?;
         if fingerprint != self.fingerprint {
             // one that still runs, after its folder was deleted and made again
             return Err(PipelineError::Unfinished { path, reason: OF_ANOTHER_RUN.to_owned() });
@@ -164,7 +162,11 @@ impl Unfinished {
     /// When it cannot be read.
     pub(super) fn last_step(&self) -> Result<Option<(usize, Checkpoint)>, PipelineError> {
         let last = self.steps()?.into_iter().max_by_key(|(step, _)| *step);
-        Ok(last.map(|(step, path)| Checkpoint::open(path).map(|tensors| (step, tensors))).transpose()?)
+        let open = |(step, path): (usize, PathBuf)| match Checkpoint::open(&path) {
+            Ok(tensors) => Ok((step, tensors)),
+            Err(error) => Err(damaged(&path, error)),
+        };
+        last.map(open).transpose()
     }
 
     /// The steps of which there is a file.
@@ -197,6 +199,33 @@ impl Unfinished {
         if !entries.into_iter().any(|entry| is_kept(&entry.file_name().to_string_lossy())) {
             self.remove();
         }
+    }
+}
+
+/// What is to be done about a file that is not as it was written.
+pub(super) fn damaged(path: &Path, error: impl Display) -> PipelineError {
+    let reason = format!("is damaged ({error}); delete the folder");
+    PipelineError::Unfinished { path: path.to_path_buf(), reason }
+}
+
+/// A folder that is there already must be one that a run has made: it will be deleted in the end.
+fn check_ours(folder: &Path) -> Result<(), PipelineError> {
+    if folder.join(STATE).exists() {
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(folder).map_err(CheckpointError::io(folder, "list"))?;
+    // what stands there before the state does
+    let is_early = |name: &str| name == LOCK || name.strip_prefix(STATE) == Some(".part");
+    match entries.find_map(|entry| entry.ok().filter(|entry| !is_early(&entry.file_name().to_string_lossy())))
+    {
+        None => Ok(()),
+        Some(other) => Err(PipelineError::Unfinished {
+            path: folder.to_path_buf(),
+            reason: format!(
+                "is where unfinished work is kept, but holds something else: `{}`; choose another output",
+                other.file_name().to_string_lossy()
+            ),
+        }),
     }
 }
 

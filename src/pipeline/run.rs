@@ -1,6 +1,5 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::{Add, ControlFlow};
 use std::path::{Path, PathBuf};
 
@@ -148,8 +147,7 @@ impl Plan<'_> {
     ) -> Result<Run, PipelineError> {
         let source = self.source();
         let companions = &self.companions.carried;
-        let carried: u64 =
-            companions.iter().filter_map(|c| Some(fs::metadata(source.join(c)).ok()?.len())).sum();
+        let carried = self.companions.carried_bytes(source);
         // a file that is entropy coded stands there as it was, in coded pieces, and as it will be
         let times = if self.entropy { 3 } else { 1 };
         let needed = times * self.bytes_after() + carried + SMALL_FILES;

@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Entry, MANIFEST, Stored};
 use crate::evaluate::WeightErrors;
 use crate::file::read_regular;
 use crate::kernels::reduce;
+use crate::transform::{AddedTensor, Rotation, RotationOptions};
 use crate::weight::{Bits, Coding, CompressedWeight, LayoutKind, ScaleGrid, Scales};
 
 /// What [`verify`] insists on.
@@ -108,10 +109,13 @@ pub fn verify(
         });
         original.release_entry(entry);
     }
-    for other in compressed.entries() {
-        if original.entry(&other.name).is_err() {
-            checks.push(check_added(&compressed, other, &made)?);
-        }
+    let surplus: Vec<&Entry> =
+        compressed.entries().iter().filter(|other| original.entry(&other.name).is_err()).collect();
+    let added = if surplus.is_empty() { Vec::new() } else { added_by_rotation(&original) };
+    for other in surplus {
+        let mut check = check_added(&compressed, other, &made, &added)?;
+        check.failure = check.failure.or_else(|| misleads(other));
+        checks.push(check);
     }
     Ok(Verification { source: source.as_ref().into(), output: output.as_ref().into(), checks })
 }
@@ -160,24 +164,40 @@ fn failed(name: &str, form: &str, failure: String) -> Check {
     }
 }
 
-/// A tensor that the source has not: a rotated network needs a head of its own.
-fn check_added(compressed: &Checkpoint, added: &Entry, made: &MadeOf) -> Result<Check, PipelineError> {
-    let fail = |failure: String| Ok(failed(&added.name, &added.describe(), failure));
-    let Some(words) = made.changed.get(&added.name) else {
+/// What a rotation of the source adds to it: a head of its own, if it had none.
+fn added_by_rotation(original: &Checkpoint) -> Vec<AddedTensor> {
+    // a network that cannot be rotated gets nothing
+    Rotation::new(original, RotationOptions::default()).map_or_else(|_| Vec::new(), |it| it.added().to_vec())
+}
+
+/// A tensor that the source has not.
+fn check_added(
+    compressed: &Checkpoint,
+    entry: &Entry,
+    made: &MadeOf,
+    added: &[AddedTensor],
+) -> Result<Check, PipelineError> {
+    let form = entry.describe();
+    let fail = |failure: String| Ok(failed(&entry.name, &form, failure));
+    let words = made.changed.get(&entry.name);
+    let (Some(added), Some(words)) = (added.iter().find(|added| added.name == entry.name), words) else {
         return fail("the source has no such tensor".into());
     };
-    if added.precision().is_none() {
-        return fail("the source has no such tensor, and it is not made of floats".into());
+    if entry.shape != added.shape {
+        return fail(format!("shape {:?} where a rotation gives {:?}", entry.shape, added.shape));
     }
-    let dense = compressed.weight(&added.name)?.dequantize();
+    if entry.precision().is_none() {
+        return fail("it is not made of floats".into());
+    }
+    let dense = compressed.weight(&entry.name)?.dequantize();
     if let Some(found) = reduce::first_non_finite(dense.as_slice().unwrap_or_default()) {
         return fail(format!("it holds {found}"));
     }
     Ok(Check {
-        name: added.name.clone(),
-        form: added.describe(),
+        name: entry.name.clone(),
+        form,
         failure: None,
-        changed: Some(format!("{}, to which the source has no counterpart", words.join(", "))),
+        changed: Some(format!("{}, of `{}`", words.join(", "), added.like)),
         relative_error: f64::NAN,
         bound: f64::INFINITY,
     })

@@ -21,7 +21,7 @@ pub(crate) struct LearnedScales {
     /// What the scales were, and the logarithm of what each has been multiplied by.
     first: Vec<f32>,
     factors: Learned,
-    /// Steps of the code furthest from zero.
+    /// Codes from zero to what moves by the rate.
     steps: f32,
 }
 
@@ -51,8 +51,8 @@ impl LearnedScales {
         self.weight.dequantize().into_raw_vec_and_offset().0
     }
 
-    /// Descends by step number `step`, counted from 0, along a gradient with respect to the values. A first step moves the code
-    /// furthest from zero by about `rate` of the distance between two codes.
+    /// Descends by step number `step`, counted from 0, along a gradient with respect to the values. A first step moves a weight that is
+    /// `2^(bits − 1)` codes from zero by about `rate` of the distance between two codes.
     ///
     /// # Shapes
     /// `gradient` is `[rows, cols]`.
@@ -123,7 +123,7 @@ mod tests {
     use crate::dtype::Precision;
     use crate::layer::{Layer, Method};
     use crate::quantize::{CodeType, RoundToNearest};
-    use crate::weight::{Bits, Granularity, LayoutKind};
+    use crate::weight::{Bits, Granularity, LayoutKind, LowRank};
 
     fn values(len: usize, by: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * by % 1009) as f32 / 1009.0 - 0.4) * 3.0).collect()
@@ -201,7 +201,14 @@ mod tests {
 
     #[test]
     fn plain_floats_and_corrected_weights_are_not_learned() {
-        let plain = CompressedWeight::from_f32(&[3, 4], Precision::F32, &values(12, 5)).unwrap();
-        assert!(LearnedScales::of(plain).is_none());
+        let float = |shape: [usize; 2]| {
+            CompressedWeight::from_f32(&shape, Precision::F32, &values(shape[0] * shape[1], 5)).unwrap()
+        };
+        assert!(LearnedScales::of(float([3, 4])).is_none());
+        let factors = LowRank::new(float([5, 1]), float([1, 13])).unwrap();
+        for weight in weights().into_iter().filter(|weight| weight.shape() == [5, 13]) {
+            assert!(LearnedScales::of(weight.clone()).is_some());
+            assert!(LearnedScales::of(weight.with_correction(factors.clone()).unwrap()).is_none());
+        }
     }
 }

@@ -230,7 +230,7 @@ pub(super) struct DistillArgs {
     /// Steps, of two samples each
     #[arg(long, value_name = "N", default_value = "256")]
     pub(super) steps: NonZeroUsize,
-    /// How far the first step moves the code furthest from zero, in steps between codes; later ones go less far, along a cosine
+    /// How far the first step moves the least of symmetric codes, in distances between codes; later ones go less far, along a cosine
     #[arg(long, value_name = "RATE", default_value_t = Distillation::RATE)]
     pub(super) rate: f32,
     /// The folder to write; must not exist

@@ -2,24 +2,29 @@
 
 mod state;
 mod student;
+mod teacher;
 mod write;
 
 use std::cmp::Ordering;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use sha2::Digest;
 
-use self::student::{Student, divergence};
+use self::state::Snapshots;
+use self::student::Student;
+use self::teacher::Teacher;
+use self::write::Manifest;
 use super::PipelineError;
 use super::resume::Unfinished;
 use super::run::SMALL_FILES;
 use crate::calibrate::{Samples, hash_of_inputs, spread};
 use crate::checkpoint::{Checkpoint, OutputFolder};
 use crate::file::hex;
-use crate::model::{Decoder, Execution, Network};
+use crate::model::{Decoder, Execution, LanguageModel, Network};
 use crate::quantize::scales::cosine;
 
 /// Samples of one step.
@@ -66,6 +71,7 @@ const MOST_HELD_OUT: usize = 16;
 pub struct Distillation {
     steps: NonZeroUsize,
     rate: f32,
+    every: Duration,
 }
 
 /// How far a distillation is.
@@ -107,18 +113,26 @@ pub struct Distilled {
 }
 
 impl Distillation {
-    /// How far the first step moves the code furthest from zero, in steps between codes, unless something else is said.
+    /// How far the first step moves a weight, unless something else is said: in distances between codes, if it is `2^(bits − 1)` of them
+    /// from zero, such as the least code of symmetric integers; of e4m3, about the largest of every power of two.
     pub const RATE: f32 = 0.01;
 
     /// Distillation in so many steps.
     pub fn new(steps: NonZeroUsize) -> Self {
-        Self { steps, rate: Self::RATE }
+        Self { steps, rate: Self::RATE, every: Duration::from_secs(20) }
     }
 
-    /// Chooses how far the first step moves the code furthest from zero, in steps between codes.
+    /// Chooses how far the first step moves a weight, as for [`RATE`](Self::RATE).
     #[must_use]
     pub fn rate(self, rate: f32) -> Self {
         Self { rate, ..self }
+    }
+
+    /// Chooses after what time what has been learned is written to the disk again, from where an interrupted run goes on; 20 seconds
+    /// unless something else is said.
+    #[must_use]
+    pub fn keep_every(self, every: Duration) -> Self {
+        Self { every, ..self }
     }
 
     /// Lets `compressed` learn from `original`, and writes a folder with everything that the compressed one's has, which appears under
@@ -149,27 +163,27 @@ impl Distillation {
             OutputFolder::check(output, input.path())?;
         }
         let networks = [compressed, original].map(|network| Network::open(network, Execution::default()));
-        let [network, teacher] = networks;
-        let (network, teacher) = (network?, teacher?);
-        let (decoder, teacher) = (network.decoder()?, teacher.decoder()?);
-        check_pair(decoder, teacher, original.path()).map_err(refuse)?;
+        let [student, teacher] = networks;
+        let (student, teacher) = (student?, teacher?);
+        let (decoder, teacher) =
+            (student.decoder()?, Teacher { checkpoint: original, decoder: teacher.decoder()? });
+        check_pair(decoder, &teacher).map_err(refuse)?;
         let split = Split::of(samples).map_err(refuse)?;
         // rather than when their turn comes
         for tokens in samples.sequences() {
             decoder.embed(tokens)?;
-            teacher.embed(tokens)?;
+            teacher.decoder.embed(tokens)?;
         }
-
-        let mut student = Student::new(compressed, decoder)?;
+        let manifest = Manifest::read(compressed)?;
+        let student = Student::new(compressed, decoder)?;
         if student.weights().next().is_none() {
             return Err(refuse(
                 "no linear layer of a block has scales that can be learned; quantize some to integers or e4m3".into(),
             ));
         }
         let unfinished = Unfinished::open(output, &self.fingerprint([compressed, original], samples)?)?;
-        let result = self
-            .learn(&mut student, teacher, &split.learned_from, &unfinished, progress)
-            .and_then(|()| self.finish(&student, teacher, &split, output));
+        let job = Job { distillation: self, teacher, split, unfinished: &unfinished, output };
+        let result = job.run(student, manifest, progress);
         match &result {
             // nobody wants to go on from what is of no use
             Ok(_) | Err(PipelineError::Distill { .. }) => unfinished.remove(),
@@ -178,40 +192,82 @@ impl Distillation {
         result
     }
 
-    /// Writes what has been learned, if that is nearer to the original.
-    fn finish(
-        self,
-        student: &Student<'_>,
-        teacher: &Decoder,
-        Split { learned_from, held_out }: &Split<'_>,
-        output: &Path,
+    /// A hash of everything that the result depends on.
+    fn fingerprint(self, networks: [&Checkpoint; 2], samples: &Samples) -> Result<String, PipelineError> {
+        let [compressed, original] = networks;
+        let mut hash = hash_of_inputs(compressed, Some(samples), "")?;
+        hash.update(hash_of_inputs(original, None, "")?.finalize());
+        hash.update(format!("distilled in {} steps of rate {}", self.steps, self.rate));
+        Ok(hex(hash))
+    }
+}
+
+/// A distillation whose inputs have been found to fit.
+struct Job<'a> {
+    distillation: Distillation,
+    teacher: Teacher<'a>,
+    split: Split<'a>,
+    unfinished: &'a Unfinished,
+    output: &'a Path,
+}
+
+impl Job<'_> {
+    fn run(
+        &self,
+        mut student: Student<'_>,
+        manifest: Manifest,
+        progress: &mut dyn FnMut(DistillationProgress) -> ControlFlow<()>,
     ) -> Result<Distilled, PipelineError> {
-        let checkpoint = student.checkpoint;
-        let needed = checkpoint.file_bytes() + SMALL_FILES;
-        let folder = OutputFolder::create(output, checkpoint.path(), needed)?;
-        let companions = checkpoint.companions()?;
+        let steps = self.distillation.steps.get();
+        let path = student.checkpoint.path();
+        let held_out = &self.split.held_out;
+        let mut look =
+            |done: usize, loss: Option<f64>| match progress(DistillationProgress { done, steps, loss }) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(PipelineError::Stopped),
+            };
+        let mut snapshots = Snapshots::new(self.unfinished, self.distillation.every);
+        let first = snapshots.restore(&mut student)?;
+        let before = self.teacher.divergence(student.decoder, path, held_out, &mut || look(first, None))?;
+        let mut loss = None;
+        for step in first..steps {
+            if let Err(stopped) = look(step, loss) {
+                snapshots.keep(&student, step)?;
+                return Err(stopped);
+            }
+            let samples = &self.split.learned_from;
+            let batch: Vec<Sample<'_>> = (step * BATCH..(step + 1) * BATCH)
+                .map(|number| samples[spread(number, samples.len())])
+                .collect();
+            let rate = self.distillation.rate * cosine(step, steps);
+            loss = Some(student.descend(&self.teacher, &batch, step, rate, self.unfinished.folder())?);
+            snapshots.keep_now_and_then(&student, step + 1)?;
+        }
+        snapshots.keep(&student, steps)?;
+
+        let companions = student.checkpoint.companions()?;
+        let needed = student.checkpoint.file_bytes() + companions.carried_bytes(path) + SMALL_FILES;
+        let folder = OutputFolder::create(self.output, path, needed)?;
         student.write(&folder, &companions)?;
-        let before = divergence(student.decoder, teacher, held_out, checkpoint.path())?;
         let written = Checkpoint::open(folder.path())?;
         let network = Network::open(&written, Execution::default())?;
-        let after = divergence(network.decoder()?, teacher, held_out, checkpoint.path())?;
+        let after = self.teacher.divergence(network.decoder()?, path, held_out, &mut || look(steps, loss))?;
         // what is no number is no better
         if !matches!(after.partial_cmp(&before), Some(Ordering::Less)) {
             let reason = format!(
-                "after {} steps it is {after:.4} nats a token from the original on the samples held out, and was {before:.4}: nothing is \
-                 written; give more samples, a lower rate, or other text",
-                self.steps
+                "after {steps} steps it is {after:.4} nats a token from the original on the samples held out, and was {before:.4}: \
+                 nothing is written; give more samples, a lower rate, or other text"
             );
-            return Err(PipelineError::Distill { path: checkpoint.path().to_path_buf(), reason });
+            return Err(PipelineError::Distill { path: path.to_path_buf(), reason });
         }
         let scales =
             student.weights().map(|weight| weight.scales().map_or(0, |scales| scales.scales().len()));
         let distilled = Distilled {
-            output: output.to_path_buf(),
-            steps: self.steps.get(),
-            samples: learned_from.len(),
+            output: PathBuf::new(),
+            steps,
+            samples: self.split.learned_from.len(),
             held_out: held_out.len(),
-            held_out_tokens: held_out.iter().map(|tokens| tokens.len()).sum(),
+            held_out_tokens: held_out.iter().map(|sample| sample.tokens.len()).sum(),
             weights: student.weights().count(),
             scales: scales.sum(),
             left_alone: student.left_alone(),
@@ -219,69 +275,35 @@ impl Distillation {
             after,
             left_behind: companions.left_behind,
         };
-        student.write_manifest(&folder, &distilled)?;
+        manifest.write(&folder, &student, &distilled)?;
         Ok(Distilled { output: folder.finish()?, ..distilled })
-    }
-
-    /// All steps that are left.
-    fn learn(
-        self,
-        student: &mut Student<'_>,
-        teacher: &Decoder,
-        samples: &[&[u32]],
-        unfinished: &Unfinished,
-        progress: &mut dyn FnMut(DistillationProgress) -> ControlFlow<()>,
-    ) -> Result<(), PipelineError> {
-        let steps = self.steps.get();
-        let mut snapshots = state::Snapshots::new(unfinished);
-        let first = snapshots.restore(student)?;
-        let mut loss = None;
-        for step in first..steps {
-            if progress(DistillationProgress { done: step, steps, loss }).is_break() {
-                snapshots.keep(student, step)?;
-                return Err(PipelineError::Stopped);
-            }
-            let batch: Vec<&[u32]> = (step * BATCH..(step + 1) * BATCH)
-                .map(|number| samples[spread(number, samples.len())])
-                .collect();
-            let rate = self.rate * cosine(step, steps);
-            loss = Some(student.descend(teacher, &batch, step, rate, unfinished.folder())?);
-            snapshots.keep_now_and_then(student, step + 1)?;
-        }
-        snapshots.keep(student, steps)?;
-        // which can stop no more: all that was asked for is done
-        let _ = progress(DistillationProgress { done: steps, steps, loss });
-        Ok(())
-    }
-
-    /// A hash of everything that the result depends on.
-    fn fingerprint(self, networks: [&Checkpoint; 2], samples: &Samples) -> Result<String, PipelineError> {
-        let [compressed, original] = networks;
-        let mut hash = hash_of_inputs(compressed, Some(samples), "")?;
-        hash.update(hash_of_inputs(original, None, "")?.finalize());
-        hash.update(format!("distilled {self:?}"));
-        Ok(hex(hash))
     }
 }
 
 /// Student and teacher must have tokens in common.
-fn check_pair(student: &Decoder, teacher: &Decoder, original: &Path) -> Result<(), String> {
-    use crate::model::LanguageModel;
-    let (ours, theirs) = (student.vocab_size(), teacher.vocab_size());
+fn check_pair(student: &Decoder, teacher: &Teacher<'_>) -> Result<(), String> {
+    let (ours, theirs) = (student.vocab_size(), teacher.decoder.vocab_size());
     if ours == theirs {
         return Ok(());
     }
     Err(format!(
         "its vocabulary has {ours} tokens, that of {} has {theirs}: give the model that it was compressed from",
-        original.display()
+        teacher.checkpoint.path().display()
     ))
+}
+
+/// A sample, and its number among all, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Sample<'s> {
+    number: usize,
+    tokens: &'s [u32],
 }
 
 /// Samples, by what is done with them.
 struct Split<'s> {
-    learned_from: Vec<&'s [u32]>,
+    learned_from: Vec<Sample<'s>>,
     /// Spread over all.
-    held_out: Vec<&'s [u32]>,
+    held_out: Vec<Sample<'s>>,
 }
 
 impl<'s> Split<'s> {
@@ -295,12 +317,10 @@ impl<'s> Split<'s> {
         }
         let count = (all.len() / HELD_OUT).clamp(1, MOST_HELD_OUT);
         let every = all.len() / count;
-        let is_held_out = |number: usize| number % every == every - 1 && number / every < count;
-        let pick = |held_out: bool| {
-            let numbers = (0..all.len()).filter(|number| is_held_out(*number) == held_out);
-            numbers.map(|number| all[number].as_slice()).collect()
-        };
-        Ok(Self { learned_from: pick(false), held_out: pick(true) })
+        let all = all.iter().enumerate().map(|(number, tokens)| Sample { number, tokens });
+        let (held_out, learned_from) =
+            all.partition(|sample| sample.number % every == every - 1 && sample.number / every < count);
+        Ok(Self { learned_from, held_out })
     }
 }
 
@@ -317,8 +337,8 @@ mod tests {
             assert_eq!(held_out.len(), expected);
             let mut all = [learned_from, held_out].concat();
             all.sort_unstable();
-            let whole: Vec<&[u32]> = samples.sequences().iter().map(Vec::as_slice).collect();
-            assert_eq!(all, whole);
+            let whole = samples.sequences().iter().enumerate();
+            assert!(all.into_iter().eq(whole.map(|(number, tokens)| Sample { number, tokens })));
         }
         let one = Samples::tokens(vec![vec![1, 2]]).unwrap();
         assert!(Split::of(&one).err().unwrap().contains("too few"));

@@ -1,15 +1,13 @@
 //! What has been learned, kept on the disk so that the same command can go on from there.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::student::Student;
 use crate::dtype::Precision;
 use crate::pipeline::PipelineError;
-use crate::pipeline::resume::Unfinished;
+use crate::pipeline::resume::{Unfinished, damaged};
 use crate::weight::CompressedWeight;
-
-/// Time after which it is written again; writing waits for the disk.
-const EVERY: Duration = Duration::from_secs(20);
 
 /// What the names of a weight's tensors end with: the learned factors and both moments.
 const PARTS: [&str; 3] = [".factors", ".mean", ".square"];
@@ -17,24 +15,35 @@ const PARTS: [&str; 3] = [".factors", ".mean", ".square"];
 /// The states of a run, of which the last one is on the disk.
 pub(super) struct Snapshots<'u> {
     unfinished: &'u Unfinished,
+    every: Duration,
     last: Instant,
 }
 
 impl<'u> Snapshots<'u> {
-    pub(super) fn new(unfinished: &'u Unfinished) -> Self {
-        Self { unfinished, last: Instant::now() }
+    /// Of a run that writes its state again after so long.
+    pub(super) fn new(unfinished: &'u Unfinished, every: Duration) -> Self {
+        Self { unfinished, every, last: Instant::now() }
     }
 
     /// Gives a student what it had learned before an interruption; the number of the step that is next.
+    ///
+    /// # Errors
+    /// When what is on the disk is not what was written.
     pub(super) fn restore(&self, student: &mut Student<'_>) -> Result<usize, PipelineError> {
         let Some((step, tensors)) = self.unfinished.last_step()? else { return Ok(0) };
-        let path = tensors.path().to_path_buf();
         for (weight, scales) in student.learned_mut() {
+            let error = |error: &dyn Display| damaged(tensors.path(), format!("`{weight}`: {error}"));
             let mut state = [Vec::new(), Vec::new(), Vec::new()];
             for (part, state) in PARTS.iter().zip(&mut state) {
-                *state = tensors.dense(&format!("{weight}{part}"))?;
+                *state = tensors.dense(&format!("{weight}{part}")).map_err(|e| error(&e))?;
             }
-            scales.go_on_from(state).map_err(PipelineError::weight(&path, weight))?;
+            let [_, mean, square] = &state;
+            let is_moment =
+                mean.iter().all(|x| x.is_finite()) && square.iter().all(|x| *x >= 0.0 && x.is_finite());
+            if !is_moment {
+                return Err(error(&"moments that no gradient has"));
+            }
+            scales.go_on_from(state).map_err(|e| error(&e))?;
         }
         Ok(step)
     }
@@ -45,7 +54,7 @@ impl<'u> Snapshots<'u> {
         student: &Student<'_>,
         steps: usize,
     ) -> Result<(), PipelineError> {
-        if self.last.elapsed() < EVERY { Ok(()) } else { self.keep(student, steps) }
+        if self.last.elapsed() < self.every { Ok(()) } else { self.keep(student, steps) }
     }
 
     /// Writes what has been learned in so many steps.

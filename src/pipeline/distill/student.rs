@@ -1,16 +1,17 @@
 //! The compressed network while its scales are learned.
 
-use std::fmt::Display;
 use std::path::Path;
 
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, s};
 
+use super::Sample;
+use super::teacher::Teacher;
 use crate::calibrate::Store;
 use crate::checkpoint::{Checkpoint, Stored};
-use crate::distill::{DistillError, Divergence, DivergenceLoss, LossGrad, Reduction};
+use crate::distill::LossGrad;
 use crate::kernels::activate::add;
 use crate::model::blockwise::Hidden;
-use crate::model::{Decoder, ModelError, TrainedBlock, TrainedHead};
+use crate::model::{Decoder, TrainedBlock, TrainedHead};
 use crate::pipeline::PipelineError;
 use crate::pipeline::calibrated::Calibration;
 use crate::quantize::scales::LearnedScales;
@@ -81,16 +82,16 @@ impl<'a> Student<'a> {
     /// into a file in `folder` past a limit.
     pub(super) fn descend(
         &mut self,
-        teacher: &Decoder,
-        samples: &[&[u32]],
+        teacher: &Teacher<'_>,
+        samples: &[Sample<'_>],
         step: usize,
         rate: f32,
         folder: &Path,
     ) -> Result<f64, PipelineError> {
         let mut inputs = Store::new(Calibration::MEMORY, folder);
         let mut states = Vec::with_capacity(samples.len());
-        for tokens in samples {
-            states.push(self.decoder.embed(tokens)?);
+        for sample in samples {
+            states.push(self.decoder.embed(sample.tokens)?);
         }
         for block in 0..self.blocks.len() {
             let trained = self.trained(block)?;
@@ -100,15 +101,15 @@ impl<'a> Student<'a> {
                 inputs.push(Hidden { states: std::mem::replace(states, after), lengths })?;
             }
         }
-        let tokens: usize = samples.iter().map(|tokens| tokens.len()).sum();
+        let tokens: usize = samples.iter().map(|sample| sample.tokens.len()).sum();
         let (mut loss, mut slopes) = (0.0, Vec::with_capacity(samples.len()));
-        for (tokens_of, states) in samples.iter().zip(states) {
-            let wanted = teacher.states(tokens_of)?;
+        for (sample, states) in samples.iter().zip(states) {
+            let wanted = teacher.decoder.states(sample.tokens)?;
             slopes.push(self.head.gradient(states.view(), |first, logits| {
                 let rows = first..first + logits.nrows();
-                let wanted = teacher.head(wanted.slice(s![rows, ..]), None)?;
+                let wanted = teacher.decoder.head(wanted.slice(s![rows, ..]), None)?;
                 let LossGrad { value, mut grad, .. } =
-                    compare(logits, wanted.view()).map_err(|error| astray(self.checkpoint, step, error))?;
+                    teacher.compare(wanted.view(), logits, self.checkpoint.path(), *sample, first)?;
                 loss += value.total() / tokens as f64;
                 grad.mapv_inplace(|slope| slope / tokens as f32);
                 Ok::<_, PipelineError>(grad)
@@ -136,9 +137,13 @@ impl<'a> Student<'a> {
             let of_layers = self.blocks[block].iter_mut().zip(sums.into_iter().flatten());
             for (Layer { weight, scales }, gradient) in of_layers {
                 if let Some(scales) = scales {
-                    scales
-                        .descend(&gradient, step, rate)
-                        .map_err(|error| astray(self.checkpoint, step, format!("{weight}: {error}")))?;
+                    scales.descend(&gradient, step, rate).map_err(|error| PipelineError::Distill {
+                        path: self.checkpoint.path().to_path_buf(),
+                        reason: format!(
+                            "`{weight}` went astray in step {}: {error}; give a lower rate",
+                            step + 1
+                        ),
+                    })?;
                 }
             }
         }
@@ -156,47 +161,6 @@ impl<'a> Student<'a> {
             }
         })
     }
-}
-
-fn astray(checkpoint: &Checkpoint, step: usize, error: impl Display) -> PipelineError {
-    let reason = format!("went astray in step {}: {error}; give a lower rate", step + 1);
-    PipelineError::Distill { path: checkpoint.path().to_path_buf(), reason }
-}
-
-/// The divergence of a student's predictions from its teacher's on some samples, in nats a token.
-///
-/// # Errors
-/// When a sample does not fit, or one of both gives what is no number.
-pub(super) fn divergence(
-    student: &Decoder,
-    teacher: &Decoder,
-    samples: &[&[u32]],
-    path: &Path,
-) -> Result<f64, PipelineError> {
-    let (mut total, mut count) = (0.0, 0);
-    for tokens in samples {
-        let (found, wanted) = (student.states(tokens)?, teacher.states(tokens)?);
-        for first in (0..tokens.len()).step_by(TrainedHead::TOKENS) {
-            let rows = first..(first + TrainedHead::TOKENS).min(tokens.len());
-            let head = |decoder: &Decoder, states: &Array2<f32>| -> Result<_, ModelError> {
-                decoder.head(states.slice(s![rows.clone(), ..]), None)
-            };
-            let (found, wanted) = (head(student, &found)?, head(teacher, &wanted)?);
-            let compared = compare(found.view(), wanted.view()).map_err(|error| PipelineError::Distill {
-                path: path.to_path_buf(),
-                reason: format!("{error}; nothing is written"),
-            })?;
-            total += compared.value.total();
-            count += rows.len();
-        }
-    }
-    Ok(total / (count as f64).max(1.0))
-}
-
-/// The divergence of every row, which are summed in their order however many threads there are, and its slopes.
-fn compare(student: ArrayView2<'_, f32>, teacher: ArrayView2<'_, f32>) -> Result<LossGrad, DistillError> {
-    let loss = DivergenceLoss::new(Divergence::ForwardKl, 1.0).reduction(Reduction::None);
-    loss.evaluate(student, teacher, None)
 }
 
 fn slice(states: &Array2<f32>) -> &[f32] {

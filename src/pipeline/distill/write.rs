@@ -1,6 +1,7 @@
 //! The compressed network with the scales that it has learned; everything else as it was.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -9,14 +10,14 @@ use super::Distilled;
 use super::student::Student;
 use crate::checkpoint::formats::{encode, specs};
 use crate::checkpoint::{
-    CheckpointError, Companions, INDEX, MANIFEST, OutputFolder, TensorSpec, TensorWriter,
+    Checkpoint, CheckpointError, Companions, INDEX, MANIFEST, OutputFolder, TensorSpec, TensorWriter,
 };
 use crate::file::read_regular;
 use crate::pipeline::PipelineError;
 use crate::pipeline::run::{index, pretty};
 
-/// What the manifest says of the error of a layer's weight, which is another one now.
-const ERRORS: [&str; 4] = ["relative", "sqnr_db", "cosine", "max_abs"];
+/// What the manifest says of how far a layer's weight and output are off, which are others now.
+const ERRORS: [&str; 5] = ["relative", "sqnr_db", "cosine", "max_abs", "outcomes"];
 
 impl Student<'_> {
     /// Writes all files but the manifest.
@@ -24,8 +25,10 @@ impl Student<'_> {
         let checkpoint = self.checkpoint;
         let scales = self.scales()?;
         let mut all = Vec::new();
+        let is_single = checkpoint.files().len() == 1;
         for (number, path) in checkpoint.files().enumerate() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = if is_single { Path::new("model.safetensors") } else { path };
+            let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let entries = || checkpoint.entries().iter().filter(move |entry| entry.file == number);
             let mut specs = Vec::new();
             for tensor in entries().flat_map(|entry| &entry.tensors) {
@@ -50,11 +53,12 @@ impl Student<'_> {
         for companion in &companions.carried {
             folder.copy(&checkpoint.path().join(companion), companion)?;
         }
-        if checkpoint.files().len() > 1 {
+        if !is_single {
             folder.write(Path::new(INDEX), &pretty(&index(all.iter().map(|(s, f)| (s, f.as_str())))))?;
         }
-        if let Some(config) = checkpoint.config() {
-            folder.write(Path::new("config.json"), &pretty(config))?;
+        if checkpoint.config().is_some() {
+            let config = Path::new("config.json");
+            folder.copy(&checkpoint.path().join(config), config)?;
         }
         Ok(())
     }
@@ -87,43 +91,66 @@ impl Student<'_> {
         }
         Ok(scales)
     }
+}
 
-    /// Writes the manifest: that of the compressed network, with what became of it.
-    pub(super) fn write_manifest(
-        &self,
-        folder: &OutputFolder,
-        distilled: &Distilled,
-    ) -> Result<(), PipelineError> {
-        let path = self.checkpoint.path().join(MANIFEST);
-        let mut manifest = match read_regular(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| CheckpointError::config(&path, format!("is no manifest: {e}; remove it")))?,
-            // made by something else
-            Err(_) => Map::new(),
+/// What `tersor.json` says of the compressed network.
+pub(super) struct Manifest {
+    /// Everything but what changed.
+    values: Map<String, Value>,
+    /// What changed the values of tensors, by their names.
+    changed: BTreeMap<String, Vec<String>>,
+}
+
+impl Manifest {
+    /// Reads it; there is none beside what was made by something else.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub(super) fn read(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        let path = checkpoint.path().join(MANIFEST);
+        let error = |what: String| {
+            CheckpointError::config(&path, format!("is no manifest that tersor wrote: {what}; remove it"))
         };
-        let words = format!("scales distilled in {} steps", distilled.steps);
-        let mut changed: BTreeMap<String, Vec<String>> = match manifest.remove("changed") {
-            Some(changed) => serde_json::from_value(changed)
-                .map_err(|e| CheckpointError::config(&path, format!("`changed`: {e}; remove it")))?,
+        let mut values: Map<String, Value> = match read_regular(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| error(e.to_string()))?,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Map::new(),
+            Err(e) => return Err(CheckpointError::io(&path, "read")(e)),
+        };
+        if !values.entry("layers").or_insert_with(|| json!([])).is_array() {
+            return Err(error("`layers` is no list".into()));
+        }
+        let changed = match values.remove("changed") {
+            Some(changed) => serde_json::from_value(changed).map_err(|e| error(format!("`changed`: {e}")))?,
             None => BTreeMap::new(),
         };
-        for (weight, _) in self.learned() {
-            changed.entry(weight.to_owned()).or_default().push(words.clone());
+        Ok(Self { values, changed })
+    }
+
+    /// Writes it with what became of the network.
+    pub(super) fn write(
+        mut self,
+        folder: &OutputFolder,
+        student: &Student<'_>,
+        distilled: &Distilled,
+    ) -> Result<(), CheckpointError> {
+        let words = format!("scales distilled in {} steps", distilled.steps);
+        let learned: BTreeSet<&str> = student.learned().map(|(weight, _)| weight).collect();
+        for weight in &learned {
+            self.changed.entry((*weight).to_owned()).or_default().push(words.clone());
         }
-        let layers = manifest.entry("layers").or_insert_with(|| json!([]));
-        for layer in layers.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-            let is_learned =
-                layer.get("name").and_then(Value::as_str).is_some_and(|name| changed.contains_key(name));
-            if is_learned {
+        let layers = self.values.get_mut("layers").and_then(Value::as_array_mut);
+        for layer in layers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let name = layer.get("name").and_then(Value::as_str);
+            if name.is_some_and(|name| learned.contains(name)) {
                 layer.retain(|key, _| !ERRORS.contains(&key.as_str()));
                 if let Some(methods) = layer.get_mut("methods").and_then(Value::as_array_mut) {
                     methods.push(json!(words));
                 }
             }
         }
-        manifest.insert("tersor".into(), json!(env!("CARGO_PKG_VERSION")));
-        manifest.insert("changed".into(), json!(changed));
-        manifest.insert(
+        self.values.insert("tersor".into(), json!(env!("CARGO_PKG_VERSION")));
+        self.values.insert("changed".into(), json!(self.changed));
+        self.values.insert(
             "distilled".into(),
             json!({
                 "steps": distilled.steps,
@@ -133,6 +160,6 @@ impl Student<'_> {
                 "after": distilled.after,
             }),
         );
-        Ok(folder.write(Path::new(MANIFEST), &pretty(&Value::Object(manifest)))?)
+        folder.write(Path::new(MANIFEST), &pretty(&Value::Object(self.values)))
     }
 }
