@@ -4,12 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
 
 use crate::args;
 use crate::common::Folder;
-use crate::run::{BINARY, assert_contains, tersor};
+use crate::run::{BINARY, assert_contains, kill_and_go_on, tersor};
 use crate::tasks::{network, words};
 
 /// A tiny decoder and a text for it.
@@ -61,37 +59,16 @@ fn killed_runs_go_on_and_end_with_the_same_bytes() {
     let whole = folder.path().join("whole");
     assert!(command(&whole).status().unwrap().success());
     let output = folder.path().join("out");
-    let unfinished = folder.path().join("out.unfinished");
-    let mut killed = 0;
     // whichever block is on the disk when the process is killed
-    for (file, delay) in [
+    let moments = [
         ("run.json", 0),
         ("run.json", 5),
         ("block-00002.json", 0),
         ("block-00000.json", 0),
         ("block-00000.json", 3),
-    ] {
-        let mut child = command(&output).spawn().unwrap();
-        while !unfinished.join(file).exists() && child.try_wait().unwrap().is_none() {
-            sleep(Duration::from_micros(200));
-        }
-        sleep(Duration::from_millis(delay));
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap();
-            killed += 1;
-        }
-        child.wait().unwrap();
-        if output.exists() {
-            break;
-        }
-    }
-    assert!(killed > 0);
-    if !output.exists() {
-        let ended = command(&output).output().unwrap();
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-    }
+    ];
+    kill_and_go_on(&|| command(&output), &output, &moments);
     assert!(bytes(&output) == bytes(&whole));
-    assert!(!unfinished.exists());
 }
 
 #[test]

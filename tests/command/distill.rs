@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args;
 use crate::common::Folder;
-use crate::run::{BINARY, Snapshot, assert_contains, tersor};
+use crate::run::{BINARY, Snapshot, assert_contains, kill_and_go_on, tersor};
 use crate::tasks::{network, words};
 
 /// A tiny decoder, a text for it, and a folder with the decoder in int2.
@@ -77,32 +77,10 @@ fn killed_runs_go_on_and_end_with_the_same_bytes() {
     let whole = folder.path().join("whole");
     assert!(spawn(&whole).arg("--quiet").status().unwrap().success());
     let output = folder.path().join("out");
-    let unfinished = folder.path().join("out.unfinished");
-    let mut killed = 0;
-    for delay in [0, 20, 150, 300] {
-        let mut child = spawn(&output).spawn().unwrap();
-        while !unfinished.join("run.json").exists() && child.try_wait().unwrap().is_none() {
-            sleep(Duration::from_micros(200));
-        }
-        sleep(Duration::from_millis(delay));
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap();
-            killed += 1;
-        }
-        child.wait().unwrap();
-        if output.exists() {
-            break;
-        }
-    }
-    assert!(killed > 0);
-    if !output.exists() {
-        let ended = spawn(&output).output().unwrap();
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-    }
+    kill_and_go_on(&|| spawn(&output), &output, &[0, 20, 150, 300].map(|delay| ("run.json", delay)));
     let files =
         |output: &Path| ["model.safetensors", "tersor.json"].map(|name| fs::read(output.join(name)).unwrap());
     assert!(files(&output) == files(&whole));
-    assert!(!unfinished.exists());
 }
 
 /// What Ctrl-C leaves is where the next run goes on.

@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::SystemTime;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -63,6 +64,35 @@ impl Ran {
         assert!(!line.contains("panicked"), "{line}");
         line.to_owned()
     }
+}
+
+/// Starts a command once for every moment, and kills it so many milliseconds after a file is in `OUTPUT.unfinished`; then lets it end.
+pub(crate) fn kill_and_go_on(command: &dyn Fn() -> Command, output: &Path, moments: &[(&str, u64)]) {
+    let mut unfinished = output.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = Path::new(&unfinished);
+    let mut killed = 0;
+    for (file, delay) in moments {
+        let mut child = command().spawn().unwrap();
+        while !unfinished.join(file).exists() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(200));
+        }
+        sleep(Duration::from_millis(*delay));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            killed += 1;
+        }
+        child.wait().unwrap();
+        if output.exists() {
+            break;
+        }
+    }
+    assert!(killed > 0);
+    if !output.exists() {
+        let ended = command().output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    assert!(!unfinished.exists());
 }
 
 /// Asserts that a text holds all of some others.

@@ -1,9 +1,11 @@
 //! What compressing costs real networks, and that compressed ones compute what their weights say.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use libtest_mimic::Failed;
-use tersor::{ActivationCodes, Activations, Checkpoint, Plan, Recipe};
+use tersor::pipeline::Distillation;
+use tersor::{ActivationCodes, Activations, Checkpoint, Decoder, Execution, OwnText, Plan, Recipe};
 
 use crate::common::{Folder, dequantized};
 use crate::scores::{FLOAT, correlations, of_stories};
@@ -13,6 +15,7 @@ pub(crate) fn add(add: &mut Add<'_>) {
     for preset in PRESETS {
         add(&format!("perplexity_of_stories260k_{preset}"), stories, preset);
     }
+    add("distilled_stories260k", distilled, "stories260k");
     add("similarity_of_all-minilm-l6-v2_int8", similarity, "all-minilm-l6-v2");
 }
 
@@ -46,6 +49,23 @@ fn stories(zoo: &Path, preset: &str) -> Result<(), Failed> {
         _ => 512.0 / 7.0,
     };
     check((7.006_918 * 0.99..=7.006_918 * allowed).contains(&value), || format!("{preset}: {value}"))
+}
+
+/// What a network learns from text of its own makes it better on stories that others wrote.
+fn distilled(zoo: &Path, model: &str) -> Result<(), Failed> {
+    let original = Checkpoint::open(zoo.join(model))?;
+    let (folder, compressed) = compress(&zoo.join(model), "int3")?;
+    let decoder = Decoder::open(&original, Execution::default())?;
+    let text = OwnText { samples: 16, context: 128, start: vec![1], ends: vec![2], ..OwnText::default() };
+    let samples = text.draw(&decoder, &mut |_| ControlFlow::Continue(()))?.ok_or("nothing was drawn")?;
+    let output = folder.path().join("distilled");
+    let by = Distillation::new(24.try_into()?);
+    let found = by.run(&compressed, &original, &samples, &output, &mut |_| ControlFlow::Continue(()))?;
+    let [before, after] =
+        [compressed, Checkpoint::open(&output)?].map(|network| of_stories(zoo, &network, FLOAT));
+    let (before, after) = (before?, after?);
+    // of what was lost, a quarter at least comes back
+    check(after - 7.006_918 < 0.75 * (before - 7.006_918), || format!("{before} → {after}: {found:?}"))
 }
 
 fn similarity(zoo: &Path, model: &str) -> Result<(), Failed> {

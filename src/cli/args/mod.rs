@@ -228,7 +228,7 @@ pub(super) struct DistillArgs {
     #[arg(long, value_name = "N", default_value = "512")]
     pub(super) context: NonZeroUsize,
     /// Steps, of two samples each
-    #[arg(long, value_name = "N", default_value = "256")]
+    #[arg(long, value_name = "N", default_value = "128")]
     pub(super) steps: NonZeroUsize,
     /// How far the first step moves the least of symmetric codes, in distances between codes; later ones go less far, along a cosine
     #[arg(long, value_name = "RATE", default_value_t = Distillation::RATE)]

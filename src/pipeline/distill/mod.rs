@@ -60,7 +60,7 @@ const MOST_HELD_OUT: usize = 16;
 /// let cut = Cut { samples: 128, context: 512, seed: 0 };
 /// let samples = Samples::read("own-text.jsonl", cut, true, Some(&Tokenizer::of(&original)?))?;
 /// let compressed = Checkpoint::open("SmolLM2-135M-int2")?;
-/// let steps = 256.try_into()?;
+/// let steps = 128.try_into()?;
 /// let distilled = Distillation::new(steps).run(&compressed, &original, &samples, "out", &mut |_| {
 ///     std::ops::ControlFlow::Continue(())
 /// })?;
