@@ -27,4 +27,6 @@ pub use tap::Tap;
 #[cfg(feature = "text")]
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use transformer::{Cache, Decoder, Encoder, GenerateOptions, Sampling};
-pub(crate) use transformer::{DecoderWiring, Heads, LayerNames, Sampler, TrainedBlock, TrainedHead, Wiring};
+pub(crate) use transformer::{
+    DecoderWiring, GradientSums, Heads, LayerNames, Sampler, TrainedBlock, TrainedHead, Wiring,
+};

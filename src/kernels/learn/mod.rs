@@ -36,6 +36,13 @@ impl Descent {
     }
 }
 
+/// What is left of the first rate at step number `step`, counted from 0, of so many: half a cosine, down to a fiftieth.
+pub(crate) fn cosine(step: usize, steps: usize) -> f32 {
+    const LEAST: f64 = 0.02;
+    let left = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos());
+    left.max(LEAST) as f32
+}
+
 /// Nearest code of every place, in steps from the zero point.
 pub(crate) fn nearest_codes(isa: Isa, places: &[f32], codes: CodeSpan, out: &mut [f32]) {
     assert_eq!(places.len(), out.len(), "places and codes");

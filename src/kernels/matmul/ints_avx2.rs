@@ -2,195 +2,315 @@
 //! 16 bits, where those of nibbles have room and those of bytes do not: they are widened first.
 
 use std::arch::x86_64::{
-    __m256i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepu8_epi16,
-    _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_permute4x64_epi64,
+    __m256i, _MM_HINT_T1, _mm_cvtepi8_epi16, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
+    _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi32, _mm256_permute4x64_epi64,
     _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setzero_si256,
-    _mm256_srli_epi16, _mm256_storeu_si256,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
 };
 use std::mem::MaybeUninit;
 
-use super::activations::TILE;
 use super::panels::{BLOCK, PANEL, Storage};
-use super::portable;
-use super::tile::IntTile;
+use super::portable::complete;
+use super::tile::{IntTile, Start, Zeros};
 use crate::kernels::level::Avx2;
 
-/// Most rows whose sums, two registers each, leave room for weights.
+/// Most rows whose sums, two registers each, leave room for two registers of weights, one of activations and one of products; nibbles
+/// want another one for their mask. A sum without a register of its own would wait for memory in every step.
 const ROWS: usize = 6;
+const NIBBLE_ROWS: usize = 5;
 
 /// Blocks whose codes (8 KiB of bytes) and activations stay in the first cache while all rows and outputs meet.
 const CHUNK: usize = 32;
 
 /// Most activations of a chunk.
-const WIDE: usize = CHUNK * BLOCK * TILE;
+const WIDE: usize = CHUNK * BLOCK * ROWS;
 
 /// Blocks of nibbles whose sums fit 16 bits: each adds two products of 15 · 128 twice, and 15 · 128 · 2 · 2 · 4 < 2^15.
 const SHORT: usize = 4;
 
-/// Calls `$function::<N, REGISTERS>` for a number of rows: the fewer, the more registers of weights, so that sums do not wait for
-/// each other.
-macro_rules! by_rows {
-    ($rows:expr, $function:ident, $outputs:literal, $arguments:tt) => {
-        match $rows {
-            1 => $function::<1, { PANEL / $outputs }> $arguments,
-            2 => $function::<2, 4> $arguments,
-            3 => $function::<3, 4> $arguments,
-            4 => $function::<4, 2> $arguments,
-            5 => $function::<5, 2> $arguments,
-            _ => $function::<ROWS, 2> $arguments,
-        }
-    };
+/// Outputs in a register of sums.
+const LANES: usize = 8;
+
+/// Sums of `N` rows, `W` registers each.
+type Sums<const N: usize, const W: usize> = [[__m256i; W]; N];
+
+/// Blocks of one group that some rows meet together.
+#[derive(Clone, Copy)]
+struct Chunk {
+    group: usize,
+    /// Whether these are the first and the last blocks of the group that the tile meets.
+    is_first: bool,
+    is_last: bool,
 }
 
 pub(super) fn int_tile(_: Avx2, tile: &mut IntTile<'_, '_>) {
-    #[target_feature(enable = "avx2,fma")]
-    fn body(tile: &mut IntTile<'_, '_>) {
-        let mut wide = [const { MaybeUninit::uninit() }; WIDE];
-        portable::int_groups(tile, |tile, codes, activations| {
-            let chunks = codes.chunks(CHUNK * tile.storage.block_bytes());
-            for (codes, activations) in chunks.zip(activations.chunks(CHUNK * tile.rows * 2)) {
-                let parts = if tile.rows <= ROWS { 1 } else { 2 };
-                let rows = tile.rows.div_ceil(parts);
-                // SAFETY: the instructions exist; `IntTile::run` checked the lengths of all slices; the parts, of at most
-                // six rows each, make up the rows of the tile.
-                unsafe {
-                    if tile.storage == Storage::Nibble {
-                        for first in (0..tile.rows).step_by(rows) {
-                            by_rows!(
-                                rows.min(tile.rows - first),
-                                nibbles,
-                                8,
-                                (tile, codes, activations, first)
-                            );
-                        }
-                    } else {
-                        let wide = widen(activations, &mut wide);
-                        for first in (0..tile.rows).step_by(rows) {
-                            by_rows!(rows.min(tile.rows - first), bytes, 4, (tile, codes, wide, first));
-                        }
-                    }
-                }
+    // SAFETY: the token proves that the instructions exist; `IntTile::run` checked the lengths of all slices.
+    unsafe { all_rows(tile) }
+}
+
+/// As many rows go together as have room in the registers. The fewer they are, the more registers of weights each meets, so that
+/// sums do not wait for each other.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn all_rows(tile: &mut IntTile<'_, '_>) {
+    let most = if tile.storage == Storage::Nibble { NIBBLE_ROWS } else { ROWS };
+    let rows = tile.rows.div_ceil(tile.rows.div_ceil(most));
+    for first in (0..tile.rows).step_by(rows) {
+        let rows = rows.min(tile.rows - first);
+        // SAFETY: the caller's promise; the parts, none of more rows than that, make up those of the tile.
+        unsafe {
+            match (tile.storage, rows) {
+                (Storage::Nibble, 1) => all_groups::<1, 4, true>(tile, first),
+                (Storage::Nibble, 2) => all_groups::<2, 4, true>(tile, first),
+                (Storage::Nibble, 3) => all_groups::<3, 2, true>(tile, first),
+                (Storage::Nibble, 4) => all_groups::<4, 2, true>(tile, first),
+                (Storage::Nibble, _) => all_groups::<NIBBLE_ROWS, 2, true>(tile, first),
+                (_, 1) => all_groups::<1, 4, false>(tile, first),
+                (_, 2) => all_groups::<2, 2, false>(tile, first),
+                (_, 3) => all_groups::<3, 2, false>(tile, first),
+                (_, 4) => all_groups::<4, 1, false>(tile, first),
+                (_, 5) => all_groups::<5, 1, false>(tile, first),
+                (_, _) => all_groups::<ROWS, 1, false>(tile, first),
             }
-        });
+        }
     }
-    // SAFETY: the token proves that the instructions exist.
-    unsafe { body(tile) }
+    if let Some(finish) = &mut tile.finish {
+        complete(finish, tile.rows);
+    }
 }
 
-/// Activations of a chunk in 16 bits.
-#[target_feature(enable = "avx2")]
-fn widen<'a>(activations: &[i32], to: &'a mut [MaybeUninit<i16>; WIDE]) -> &'a [i16] {
-    let len = activations.len() * 4;
-    let to = &mut to[..len];
-    // SAFETY: an `i32` is four `i8` without padding, and these want less alignment.
-    let bytes = unsafe { std::slice::from_raw_parts(activations.as_ptr().cast::<i8>(), len) };
-    for (to, byte) in to.iter_mut().zip(bytes) {
-        to.write(i16::from(*byte));
-    }
-    // SAFETY: all of them were written.
-    unsafe { std::slice::from_raw_parts(to.as_ptr().cast(), len) }
-}
-
-/// Adds the products of all blocks of bytes to `partial`, for `N` rows from `first` on; four outputs in a register.
-#[target_feature(enable = "avx2")]
-unsafe fn bytes<const N: usize, const REGISTERS: usize>(
+/// `N` rows from `first` on meet all groups, `W` registers of outputs at a time.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn all_groups<const N: usize, const W: usize, const NIBBLE: bool>(
     tile: &mut IntTile<'_, '_>,
-    codes: &[u8],
-    activations: &[i16],
     first: usize,
 ) {
-    for output in (0..PANEL).step_by(4 * REGISTERS) {
-        // sums of pairs of columns
-        let mut sums = [[_mm256_setzero_si256(); REGISTERS]; N];
-        let mut x = activations[first * BLOCK..].as_ptr();
-        for block in codes.chunks_exact(Storage::Byte.block_bytes()) {
-            for half in 0..2 {
-                let mut weights = [_mm256_setzero_si256(); REGISTERS];
-                // SAFETY: each half of a block holds four bytes for every output; a tile has eight activations for every row
-                // and block.
-                unsafe {
-                    let at = block.as_ptr().add((half * PANEL + output) * 4);
-                    for (i, weights) in weights.iter_mut().enumerate() {
-                        *weights = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(i * 16).cast()));
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x =
-                            _mm256_set1_epi64x(x.add((row * 2 + half) * 4).cast::<i64>().read_unaligned());
-                        for (sum, weights) in sums.iter_mut().zip(weights) {
-                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(weights, x));
-                        }
-                    }
+    let mut wide = [const { MaybeUninit::uninit() }; WIDE];
+    let of_block = if NIBBLE { Storage::Nibble } else { Storage::Byte }.block_bytes();
+    let blocks = tile.codes.len() / of_block / tile.groups;
+    // once is enough
+    let ahead = if first == 0 { tile.ahead } else { 0 };
+    for group in 0..tile.groups {
+        for begins in (0..blocks).step_by(CHUNK) {
+            let ends = (begins + CHUNK).min(blocks);
+            let block = group * blocks + begins;
+            // SAFETY: the caller's promise: there are so many blocks, rows and outputs.
+            unsafe {
+                let codes = tile.codes.get_unchecked(block * of_block..(block + ends - begins) * of_block);
+                let chunk = Chunk { group, is_first: begins == 0, is_last: ends == blocks };
+                let narrow = tile.activations.as_ptr().add((block * tile.rows + first) * 2);
+                if !NIBBLE {
+                    widen::<N>(narrow, tile.rows, ends - begins, &mut wide);
                 }
-            }
-            x = x.wrapping_add(tile.rows * BLOCK);
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            for (i, pair) in sums.as_chunks::<2>().0.iter().enumerate() {
-                // outputs 0 1 4 5 2 3 6 7
-                let pairs = _mm256_hadd_epi32(pair[0], pair[1]);
-                let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                // SAFETY: `partial` holds 32 sums for every row.
-                unsafe { add(tile.partial, (first + row) * PANEL + output + i * 8, sums) };
+                for output in (0..PANEL).step_by(LANES * W) {
+                    let mut sums = begin::<N, W>(tile, chunk, first, output);
+                    if NIBBLE {
+                        nibbles(codes, narrow, tile.rows, output, &mut sums);
+                    } else {
+                        bytes(codes, ahead, wide.as_ptr().cast(), output, &mut sums);
+                    }
+                    end(tile, chunk, first, output, &sums);
+                }
             }
         }
     }
 }
 
-/// Adds the products of all blocks of nibbles to `partial`, for `N` rows from `first` on; eight outputs in a register.
+/// Activations of `N` rows of a tile in 16 bits, `[block][row][8]`.
 #[target_feature(enable = "avx2")]
-unsafe fn nibbles<const N: usize, const REGISTERS: usize>(
-    tile: &mut IntTile<'_, '_>,
-    codes: &[u8],
-    activations: &[i32],
+#[inline]
+unsafe fn widen<const N: usize>(
+    narrow: *const i32,
+    rows: usize,
+    blocks: usize,
+    to: &mut [MaybeUninit<i16>; WIDE],
+) {
+    let all = to.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(N).take(blocks);
+    for (block, to) in all.enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            // SAFETY: the caller's promise: a tile has eight activations for every row and block.
+            unsafe {
+                let eight = _mm_loadl_epi64(narrow.add((block * rows + row) * 2).cast());
+                _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_cvtepi8_epi16(eight));
+            }
+        }
+    }
+}
+
+/// What sums are before a chunk.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn begin<const N: usize, const W: usize>(
+    tile: &IntTile<'_, '_>,
+    chunk: Chunk,
     first: usize,
+    output: usize,
+) -> Sums<N, W> {
+    let mut sums = [[_mm256_setzero_si256(); W]; N];
+    let start = if chunk.is_first { tile.start } else { Start::Continue };
+    let (row, of_group) = (chunk.group * tile.rows + first, chunk.group * PANEL + output);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match start {
+            Start::Continue => {
+                let from = tile.partial.as_ptr().add(first * PANEL + output);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum = load(from.add(row * PANEL + i * LANES));
+                    }
+                }
+            }
+            Start::Shared(starts) => {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    *sums = [_mm256_set1_epi32(*starts.get_unchecked(row + i)); W];
+                }
+            }
+            Start::Each { zeros, starts, code_sums, activation_zeros } => {
+                for i in 0..W {
+                    let at = of_group + i * LANES;
+                    let zeros = match zeros {
+                        Zeros::All(zero) => _mm256_set1_epi32(zero),
+                        Zeros::Each(zeros) => load(zeros.as_ptr().add(at)),
+                    };
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let start = _mm256_set1_epi32(*starts.get_unchecked(row + r));
+                        // the sum is small again in the end, whatever it is in between
+                        sums[i] = _mm256_mullo_epi32(zeros, start);
+                        if !code_sums.is_empty() {
+                            let zero = _mm256_set1_epi32(*activation_zeros.get_unchecked(first + r));
+                            let both = _mm256_mullo_epi32(load(code_sums.as_ptr().add(at)), zero);
+                            sums[i] = _mm256_sub_epi32(sums[i], both);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// What becomes of sums after a chunk: those of a complete group are scaled and added to the totals, the others wait.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn end<const N: usize, const W: usize>(
+    tile: &mut IntTile<'_, '_>,
+    chunk: Chunk,
+    first: usize,
+    output: usize,
+    sums: &Sums<N, W>,
+) {
+    let at = first * PANEL + output;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(finish) = tile.finish.as_mut().filter(|_| chunk.is_last) else {
+            let to = tile.partial.as_mut_ptr().add(at);
+            for (row, sums) in sums.iter().enumerate() {
+                for (i, sum) in sums.iter().enumerate() {
+                    _mm256_storeu_si256(to.add(row * PANEL + i * LANES).cast(), *sum);
+                }
+            }
+            return;
+        };
+        let add = finish.add || chunk.group > 0;
+        let scales = finish.scales.as_ptr().add(chunk.group * PANEL + output);
+        let to = finish.total.as_mut_ptr().add(at);
+        for i in 0..W {
+            let scales = _mm256_loadu_ps(scales.add(i * LANES));
+            for (row, sums) in sums.iter().enumerate() {
+                let to = to.add(row * PANEL + i * LANES);
+                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i]), scales);
+                _mm256_storeu_ps(to, if add { _mm256_add_ps(_mm256_loadu_ps(to), scaled) } else { scaled });
+            }
+        }
+    }
+}
+
+/// Eight values.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load(from: *const i32) -> __m256i {
+    // SAFETY: the caller's promise that they exist.
+    unsafe { _mm256_loadu_si256(from.cast()) }
+}
+
+/// Adds the products of all blocks of bytes; four outputs, and pairs of columns, in a register on the way.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn bytes<const N: usize, const W: usize>(
+    codes: &[u8],
+    ahead: usize,
+    mut x: *const i16,
+    output: usize,
+    sums: &mut Sums<N, W>,
+) {
+    let mut pairs = [[[_mm256_setzero_si256(); 2]; W]; N];
+    for block in codes.chunks_exact(Storage::Byte.block_bytes()) {
+        for half in 0..2 {
+            let mut weights = [[_mm256_setzero_si256(); 2]; W];
+            // SAFETY: each half of a block holds four bytes for every output; there are eight activations for every row and
+            // block.
+            unsafe {
+                let at = block.as_ptr().add((half * PANEL + output) * 4);
+                _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead).cast());
+                for (i, weights) in weights.as_flattened_mut().iter_mut().enumerate() {
+                    *weights = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.add(i * 16).cast()));
+                }
+                for (row, pairs) in pairs.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi64x(x.add((row * 2 + half) * 4).cast::<i64>().read_unaligned());
+                    for (pair, weights) in pairs.as_flattened_mut().iter_mut().zip(weights.as_flattened()) {
+                        *pair = _mm256_add_epi32(*pair, _mm256_madd_epi16(*weights, x));
+                    }
+                }
+            }
+        }
+        x = x.wrapping_add(N * BLOCK);
+    }
+    for (sum, [low, high]) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+        // outputs 0 1 4 5 2 3 6 7
+        let pairs = _mm256_hadd_epi32(*low, *high);
+        *sum = _mm256_add_epi32(*sum, _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs));
+    }
+}
+
+/// Adds the products of all blocks of nibbles; pairs of columns are summed in 16 bits on the way.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn nibbles<const N: usize, const W: usize>(
+    codes: &[u8],
+    mut x: *const i32,
+    rows: usize,
+    output: usize,
+    sums: &mut Sums<N, W>,
 ) {
     let low = _mm256_set1_epi8(15);
     let bytes = Storage::Nibble.block_bytes();
-    for output in (0..PANEL).step_by(8 * REGISTERS) {
-        let mut x = activations[first * 2..].as_ptr();
-        for blocks in codes.chunks(SHORT * bytes) {
-            // sums of pairs of columns, in 16 bits
-            let mut sums = [[_mm256_setzero_si256(); REGISTERS]; N];
-            for block in blocks.chunks_exact(bytes) {
-                for half in 0..2 {
-                    let mut weights = [_mm256_setzero_si256(); REGISTERS];
-                    // SAFETY: a block holds four bytes for every output; a tile has two words of activations for every row
-                    // and block.
-                    unsafe {
-                        let at = block.as_ptr().add(output * 4);
-                        for (i, weights) in weights.iter_mut().enumerate() {
-                            let both: __m256i = _mm256_loadu_si256(at.add(i * 32).cast());
-                            let half = if half == 0 { both } else { _mm256_srli_epi16::<4>(both) };
-                            *weights = _mm256_and_si256(half, low);
-                        }
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let x = _mm256_set1_epi32(*x.add(row * 2 + half));
-                            for (sum, weights) in sums.iter_mut().zip(weights) {
-                                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(weights, x));
-                            }
+    for blocks in codes.chunks(SHORT * bytes) {
+        let mut pairs = [[_mm256_setzero_si256(); W]; N];
+        for block in blocks.chunks_exact(bytes) {
+            for half in 0..2 {
+                let mut weights = [_mm256_setzero_si256(); W];
+                // SAFETY: a block holds four bytes for every output; a tile has two words of activations for every row and
+                // block.
+                unsafe {
+                    let at = block.as_ptr().add(output * 4);
+                    for (i, weights) in weights.iter_mut().enumerate() {
+                        let both: __m256i = _mm256_loadu_si256(at.add(i * 32).cast());
+                        let half = if half == 0 { both } else { _mm256_srli_epi16::<4>(both) };
+                        *weights = _mm256_and_si256(half, low);
+                    }
+                    for (row, pairs) in pairs.iter_mut().enumerate() {
+                        let x = _mm256_set1_epi32(*x.add(row * 2 + half));
+                        for (pair, weights) in pairs.iter_mut().zip(weights) {
+                            *pair = _mm256_add_epi16(*pair, _mm256_maddubs_epi16(weights, x));
                         }
                     }
                 }
-                x = x.wrapping_add(tile.rows * 2);
             }
-            for (row, sums) in sums.iter().enumerate() {
-                for (i, sum) in sums.iter().enumerate() {
-                    let wide = _mm256_madd_epi16(*sum, _mm256_set1_epi16(1));
-                    // SAFETY: `partial` holds 32 sums for every row.
-                    unsafe { add(tile.partial, (first + row) * PANEL + output + i * 8, wide) };
-                }
-            }
+            x = x.wrapping_add(rows * 2);
         }
-    }
-}
-
-/// Adds to eight of the sums.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn add(partial: &mut [i32], at: usize, sums: __m256i) {
-    // SAFETY: the caller's promise that they exist.
-    unsafe {
-        let to: *mut __m256i = partial.as_mut_ptr().add(at).cast();
-        _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sums));
+        for (sum, pair) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*pair, _mm256_set1_epi16(1)));
+        }
     }
 }

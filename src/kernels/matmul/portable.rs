@@ -29,8 +29,7 @@ pub(super) fn int_tile(tile: &mut IntTile<'_, '_>) {
 }
 
 /// Runs group by group; `dot(tile, codes, activations)` adds a group's products to `partial`.
-#[inline(always)]
-pub(super) fn int_groups<'a>(
+fn int_groups<'a>(
     tile: &mut IntTile<'a, '_>,
     mut dot: impl FnMut(&mut IntTile<'a, '_>, &'a [u8], &'a [i32]),
 ) {
@@ -81,7 +80,7 @@ pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usi
     }
     let add = finish.add || group > 0;
     let totals = finish.total.as_chunks_mut::<PANEL>().0;
-    for (row, (sums, total)) in sums.as_chunks::<PANEL>().0.iter().zip(totals).enumerate() {
+    for (sums, total) in sums.as_chunks::<PANEL>().0.iter().zip(totals) {
         let mut scaled = *sums;
         scaled.iter_mut().zip(&factors).for_each(|(sum, factor)| *sum *= factor);
         if add {
@@ -89,7 +88,17 @@ pub(super) fn finish_rows(finish: &mut Finish<'_, '_>, group: usize, groups: usi
         } else {
             *total = scaled;
         }
-        let Some(last) = finish.last.as_mut().filter(|_| group + 1 == groups) else { continue };
+    }
+    if group + 1 == groups {
+        complete(finish, sums.len() / PANEL);
+    }
+}
+
+/// What follows after the last group.
+#[inline(always)]
+pub(super) fn complete(finish: &mut Finish<'_, '_>, rows: usize) {
+    let Some(last) = &mut finish.last else { return };
+    for (row, total) in finish.total.as_chunks::<PANEL>().0.iter().take(rows).enumerate() {
         let mut values = *total;
         if let Some(scale) = last.row_scales.get(row) {
             for value in &mut values {

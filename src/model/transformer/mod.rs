@@ -14,7 +14,7 @@ mod wiring;
 
 pub use cache::Cache;
 pub use decoder::Decoder;
-pub(crate) use decoder::{TrainedBlock, TrainedHead};
+pub(crate) use decoder::{GradientSums, TrainedBlock, TrainedHead};
 pub(in crate::model) use decoder_config::DECODERS;
 pub use encoder::Encoder;
 pub(crate) use generate::Sampler;

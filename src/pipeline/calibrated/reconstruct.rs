@@ -7,15 +7,14 @@ use super::block::Planned;
 use super::finish::Finishing;
 use crate::calibrate::{Store, spread};
 use crate::evaluate::WeightErrors;
-use crate::kernels::activate::add;
+use crate::kernels::learn::cosine;
 use crate::kernels::reduce::first_non_finite;
 use crate::layer::{Alternative, MethodError, Outcome};
-use crate::model::TrainedBlock;
 use crate::model::blockwise::{Blockwise, Hidden};
+use crate::model::{GradientSums, TrainedBlock};
 use crate::pipeline::PipelineError;
 use crate::pipeline::plan::{MaskPlan, Plan, PlannedAction, PlannedTensor};
 use crate::quantize::learned::{LearnedCodes, Rates};
-use crate::quantize::scales::cosine;
 
 /// Samples of one step.
 const BATCH: usize = 2;
@@ -233,22 +232,14 @@ fn descend(
     step: usize,
     rates: Rates,
 ) -> Result<(), PipelineError> {
-    let mut sums: Option<[Vec<f32>; TrainedBlock::LAYERS]> = None;
+    let mut sums = GradientSums::default();
     for number in step * BATCH..(step + 1) * BATCH {
         let [states, target] = samples.get(spread(number, samples.len()))?;
         let width = states.states.ncols().max(1);
-        let gradients = trained.gradients(slice(&states), |found| slope(found, slice(&target), width)).layers;
-        match &mut sums {
-            None => sums = Some(gradients),
-            Some(sums) => {
-                let of_layers = sums.iter_mut().zip(&gradients);
-                of_layers.for_each(|(sum, gradient)| add(sum, gradient));
-            }
-        }
+        sums.add(trained.gradients(slice(&states), |found| slope(found, slice(&target), width)));
     }
-    let Some(mut sums) = sums else { return Ok(()) };
     for Learner { layer, codes, .. } in learners {
-        codes.descend(&mut sums[*layer], step, rates);
+        codes.descend(&mut sums.layers[*layer], step, rates);
         trained.set(*layer, &codes.values());
     }
     Ok(())

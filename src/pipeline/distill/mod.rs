@@ -24,8 +24,8 @@ use super::run::SMALL_FILES;
 use crate::calibrate::{Samples, hash_of_inputs, spread};
 use crate::checkpoint::{Checkpoint, OutputFolder};
 use crate::file::hex;
+use crate::kernels::learn::cosine;
 use crate::model::{Decoder, Execution, LanguageModel, Network};
-use crate::quantize::scales::cosine;
 
 /// Samples of one step.
 const BATCH: usize = 2;

@@ -9,9 +9,8 @@ use super::teacher::Teacher;
 use crate::calibrate::Store;
 use crate::checkpoint::{Checkpoint, Stored};
 use crate::distill::LossGrad;
-use crate::kernels::activate::add;
 use crate::model::blockwise::Hidden;
-use crate::model::{Decoder, TrainedBlock, TrainedHead};
+use crate::model::{Decoder, GradientSums, TrainedBlock, TrainedHead};
 use crate::pipeline::PipelineError;
 use crate::pipeline::calibrated::Calibration;
 use crate::quantize::scales::LearnedScales;
@@ -117,7 +116,7 @@ impl<'a> Student<'a> {
         }
         for block in (0..self.blocks.len()).rev() {
             let trained = self.trained(block)?;
-            let mut sums: Option<[Vec<f32>; TrainedBlock::LAYERS]> = None;
+            let mut sums = GradientSums::default();
             for (sample, slope) in slopes.iter_mut().enumerate() {
                 let input = inputs.take(block * samples.len() + sample)?.states;
                 let of_output = std::mem::take(slope);
@@ -125,19 +124,13 @@ impl<'a> Student<'a> {
                 if block > 0 {
                     *slope = trained.input_gradient(slice(&input), &gradients);
                 }
-                match &mut sums {
-                    None => sums = Some(gradients.layers),
-                    Some(sums) => {
-                        let of_layers = sums.iter_mut().zip(&gradients.layers);
-                        of_layers.for_each(|(sum, gradient)| add(sum, gradient));
-                    }
-                }
+                sums.add(gradients);
             }
             drop(trained);
-            let of_layers = self.blocks[block].iter_mut().zip(sums.into_iter().flatten());
+            let of_layers = self.blocks[block].iter_mut().zip(&sums.layers);
             for (Layer { weight, scales }, gradient) in of_layers {
                 if let Some(scales) = scales {
-                    scales.descend(&gradient, step, rate).map_err(|error| PipelineError::Distill {
+                    scales.descend(gradient, step, rate).map_err(|error| PipelineError::Distill {
                         path: self.checkpoint.path().to_path_buf(),
                         reason: format!(
                             "`{weight}` went astray in step {}: {error}; give a lower rate",

@@ -5,7 +5,7 @@ mod trained_head;
 use ndarray::{Array2, ArrayView2};
 
 use self::block::{Block, Buffers, Shape};
-pub(crate) use self::trained::TrainedBlock;
+pub(crate) use self::trained::{GradientSums, TrainedBlock};
 pub(crate) use self::trained_head::TrainedHead;
 use super::cache::Cache;
 use super::decoder_config::DecoderConfig;

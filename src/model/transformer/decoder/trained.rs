@@ -83,6 +83,22 @@ pub(crate) struct Gradients {
     of_middle: Vec<f32>,
 }
 
+/// Gradients with respect to the weights of a block's layers, summed over samples in the order in which they come.
+#[derive(Debug, Default)]
+pub(crate) struct GradientSums {
+    /// `[out_features, in_features]`; nothing before the first sample.
+    pub(crate) layers: [Vec<f32>; LAYERS],
+}
+
+impl GradientSums {
+    /// Adds those of a sample.
+    pub(crate) fn add(&mut self, gradients: Gradients) {
+        for (sum, gradient) in self.layers.iter_mut().zip(gradients.layers) {
+            if sum.is_empty() { *sum = gradient } else { add(sum, &gradient) }
+        }
+    }
+}
+
 impl TrainedBlock<'_> {
     /// Linear layers of a block.
     pub(crate) const LAYERS: usize = 7;
