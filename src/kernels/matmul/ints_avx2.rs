@@ -89,7 +89,7 @@ unsafe fn all_groups<const N: usize, const W: usize, const NIBBLE: bool>(
     let mut wide = [const { MaybeUninit::uninit() }; WIDE];
     let of_block = if NIBBLE { Storage::Nibble } else { Storage::Byte }.block_bytes();
     let blocks = tile.codes.len() / of_block / tile.groups;
-    // once is enough
+    // into the second cache, because the first is full of what is used now; once is enough
     let ahead = if first == 0 { tile.ahead } else { 0 };
     for group in 0..tile.groups {
         for begins in (0..blocks).step_by(CHUNK) {
@@ -234,7 +234,8 @@ unsafe fn load(from: *const i32) -> __m256i {
     unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
-/// Adds the products of all blocks of bytes; four outputs, and pairs of columns, in a register on the way.
+/// Adds the products of all blocks of bytes, of which those `ahead` are fetched meanwhile; four outputs, and pairs of columns, in a
+/// register on the way.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn bytes<const N: usize, const W: usize>(
